@@ -1,0 +1,269 @@
+"""Queries: image(s) + question + the FULL reference solution + the final answer, and how a model is shown them.
+
+ContextRL (arXiv 2602.22623) needs more of a data set than plain RL does: the verifier reads the whole
+worked solution, not the final answer alone (paper, section 3.1).  A data file is JSONL, one query a line:
+
+    {"id": "q17", "images": ["images/q17.png"], "question": "how many red plus blue ?",
+     "solution": "red 3 ; blue 2 ; plus 5 ; \\\\boxed{5}", "answer": "5", "family": "ordinary"}
+
+Image paths are relative to the file.  `Processor` turns a query into token ids and pixels.  Three rules
+keep engine and trainer on the same input:
+
+* an image is decoded and resized ONCE, here; the number of image tokens follows from that size alone;
+* the placeholder of an image is expanded to one id per image token here, so ids are final;
+* ids of a response are never decoded and encoded again: a retry prompt is made by concatenating ids.
+
+    python data.py FILE.jsonl        checks a file and prints what is in it
+"""
+
+import io
+import json
+import sys
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+
+class DataError(ValueError):
+    """Input that cannot be used; the message is one line that names the file and the row."""
+
+
+@dataclass
+class Query:
+    """One problem.  `solution` is what makes ContextRL possible; `facts` is for verifiers that know more."""
+
+    id: str                                        # unique within a data set: seeds and logs are keyed by it
+    images: list                                   # paths (str) or encoded files (bytes), in the order of the prompt
+    question: str                                  # the whole text of the user's turn
+    solution: str                                  # full reference solution, as the verifier reads it
+    answer: str                                    # its final answer
+    family: str = "all"                            # subset name: accuracies are reported per family
+    facts: dict = field(default_factory=dict)      # anything more that a verifier knows of the picture
+
+
+@dataclass
+class Prompt:
+    """What the policy is shown, ready for a model."""
+
+    ids: list[int]                                 # token ids, one image placeholder per image token
+    positions: np.ndarray                          # [3, len(ids)] int64, M-RoPE positions (time, height, width)
+    images: list                                   # as in Query; pixels are made at the moment of use
+
+    @property
+    def next_position(self) -> int:
+        """Position of the first response token: text goes on after the largest position so far."""
+        return int(self.positions.max()) + 1
+
+
+# ------------------------------------------------------------------------------------------------- data files
+
+REQUIRED = ("id", "question", "solution", "answer")
+
+
+def load_queries(path: str | Path) -> list[Query]:
+    """Reads a JSONL file; the first bad row raises DataError naming file and line."""
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"data file not found: {path}")
+    queries, seen = [], set()
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{where}: not a JSON object ({error.msg})") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{where}: a row must be a JSON object")
+        unknown = set(row) - set(Query.__dataclass_fields__)
+        if unknown:
+            raise DataError(f"{where}: unknown field(s) {', '.join(sorted(unknown))}")
+        for name in REQUIRED:
+            if not isinstance(row.get(name), str) or not row[name].strip():
+                raise DataError(f"{where}: field '{name}' is missing or empty")
+        if row["id"] in seen:
+            raise DataError(f"{where}: id '{row['id']}' appears twice")
+        seen.add(row["id"])
+        images = row.get("images", [])
+        if not isinstance(images, list) or not all(isinstance(i, str) for i in images):
+            raise DataError(f"{where}: 'images' must be a list of paths")
+        row["images"] = [str(path.parent / image) for image in images]
+        for image in row["images"]:
+            try:
+                with Image.open(image) as picture:
+                    picture.verify()
+            except (OSError, SyntaxError, UnidentifiedImageError) as error:
+                raise DataError(f"{where}: cannot read image {image} ({type(error).__name__})") from None
+        queries.append(Query(**row))
+    if not queries:
+        raise DataError(f"data file is empty: {path}")
+    return queries
+
+
+def save_queries(queries: list[Query], path: str | Path) -> None:
+    """Writes JSONL plus `images/` beside it; in-memory images become PNG files."""
+    path = Path(path)
+    (path.parent / "images").mkdir(parents=True, exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
+        for query in queries:
+            row = asdict(query)
+            row["images"] = [save_image(image, path.parent / "images", f"{query.id}-{i}")
+                             for i, image in enumerate(query.images)]
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def save_image(image: str | bytes, folder: Path, name: str) -> str:
+    """Copies one image into `folder` under a safe name (once) and returns its path relative to folder's parent."""
+    safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
+    target = folder / f"{safe}.png"
+    if not target.exists():
+        if isinstance(image, bytes):
+            target.write_bytes(image)
+        else:
+            with Image.open(image) as picture:
+                picture.convert("RGB").save(target)
+    return f"{folder.name}/{target.name}"
+
+
+def batch_order(size: int, epoch: int, seed: int) -> np.ndarray:
+    """Order of the data in one epoch, a pure function of (seed, epoch): resuming needs only a cursor."""
+    return np.random.default_rng([seed, epoch]).permutation(size)
+
+
+# -------------------------------------------------------------------------------------- from query to model input
+
+class Processor:
+    """Tokenizer, chat template and image processor of a Qwen-VL style checkpoint folder (or hub id).
+
+    `max_pixels` bounds the area of every image after resizing (paper, section 4.1.2: 3M pixels).
+    """
+
+    def __init__(self, model: str, max_pixels: int | None = None):
+        from transformers import AutoConfig, AutoTokenizer
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+        self.tokenizer = AutoTokenizer.from_pretrained(model)
+        # The Pillow back end on purpose: it needs no torchvision, and one back end means one set of pixels.
+        self.image_processor = Qwen2VLImageProcessorPil.from_pretrained(model)
+        if max_pixels is not None:
+            self.image_processor.size["longest_edge"] = max_pixels
+        config = AutoConfig.from_pretrained(model)
+        self.image_id = config.image_token_id
+        self.eos_id = self.tokenizer.eos_token_id
+        self.pad_id = self.tokenizer.pad_token_id
+        # A policy may sample ids that only the processor may write; the number of placeholders would then
+        # disagree with the number of image features and the trainer's forward pass would raise.
+        self.forbidden_ids = sorted({self.image_id, config.video_token_id, config.vision_start_token_id,
+                                     config.vision_end_token_id,
+                                     *range(len(self.tokenizer), config.text_config.vocab_size)})
+        self.pixels = lru_cache(maxsize=1024)(self._pixels)
+
+    def _pixels(self, image: str | bytes) -> tuple[torch.Tensor, tuple[int, int, int]]:
+        """-> (patches [t*h*w, C*T*P*P] float32, (t, h, w) in patches).  The one place that decodes images."""
+        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as picture:
+            out = self.image_processor(images=[picture.convert("RGB")], return_tensors="pt")
+        return out["pixel_values"], tuple(out["image_grid_thw"][0].tolist())
+
+    def pixel_batch(self, images: list) -> dict[str, torch.Tensor]:
+        """Model arguments for the images of a batch, in order of appearance; {} without images."""
+        if not images:
+            return {}
+        patches, grids = zip(*(self.pixels(image) for image in images))
+        return {"pixel_values": torch.cat(patches), "image_grid_thw": torch.tensor(grids)}
+
+    def prompt(self, query: Query) -> Prompt:
+        """The policy's view of a query: images first, then the question, then the assistant's turn opens."""
+        ids = self.tokenizer(self._chat([user_turn(query)], generate=True), add_special_tokens=False)["input_ids"]
+        merge = self.image_processor.merge_size ** 2
+        grids = [self.pixels(image)[1] for image in query.images]
+        if ids.count(self.image_id) != len(grids):
+            raise DataError(f"query {query.id}: {len(grids)} images but {ids.count(self.image_id)} places in the prompt")
+        expanded, remaining = [], iter(grids)
+        for token in ids:
+            expanded += [token] * (int(np.prod(next(remaining))) // merge) if token == self.image_id else [token]
+        return Prompt(expanded, mrope_positions(expanded, grids, self.image_id, self.image_processor.merge_size),
+                      list(query.images))
+
+    def follow_up(self, prompt: Prompt, response_ids: list[int], message: str) -> Prompt:
+        """The same prompt, then the response (its own ids, untouched), then a second user turn with `message`."""
+        marker = "@@response@@"
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": marker},
+                 {"role": "user", "content": message}]
+        tail = self._chat(turns, generate=True).split(marker)[1]
+        if response_ids and response_ids[-1] == self.eos_id:        # the response already closed its turn
+            tail = tail.removeprefix(self.tokenizer.eos_token)
+        added = list(response_ids) + self.tokenizer(tail, add_special_tokens=False)["input_ids"]
+        if self.image_id in added:
+            raise DataError("an image placeholder in a response or a message: it has no image")
+        more = np.broadcast_to(prompt.next_position + np.arange(len(added)), (3, len(added)))
+        return Prompt(prompt.ids + added, np.concatenate([prompt.positions, more], axis=1), prompt.images)
+
+    def encode_response(self, text: str) -> list[int]:
+        """Ids of a text as the assistant's turn, closed by EOS: for references (SFT), never for samples."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"] + [self.eos_id]
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of response ids, for people and verifiers; never encoded again."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+    def save(self, folder: str | Path) -> None:
+        self.tokenizer.save_pretrained(folder)
+        self.image_processor.save_pretrained(folder)
+
+    def _chat(self, turns: list[dict], generate: bool) -> str:
+        return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generate)
+
+
+def user_turn(query: Query) -> dict:
+    """The chat message of a query: one image part per image, then the question."""
+    return {"role": "user", "content": [{"type": "image"} for _ in query.images]
+            + [{"type": "text", "text": query.question}]}
+
+
+def mrope_positions(ids: list[int], grids: list[tuple[int, int, int]], image_id: int, merge: int) -> np.ndarray:
+    """M-RoPE positions [3, L] of a prompt: text counts on, an image is a block of (t, h, w) coordinates.
+
+    The text after an image goes on from the image's largest coordinate + 1 (Qwen3-VL; tested against the
+    model's own function).
+
+    >>> mrope_positions([7, 9, 9, 8], [(1, 2, 4)], image_id=9, merge=2).tolist()
+    [[0, 1, 1, 3], [0, 1, 1, 3], [0, 1, 2, 3]]
+    """
+    positions, here, i, remaining = [], 0, 0, iter(grids)
+    while i < len(ids):
+        if ids[i] != image_id:
+            positions.append(np.full((3, 1), here))
+            here, i = here + 1, i + 1
+            continue
+        t, h, w = next(remaining)
+        h, w = h // merge, w // merge
+        positions.append(here + np.indices((t, h, w)).reshape(3, -1))
+        here, i = here + max(h, w), i + t * h * w
+    return np.concatenate(positions, axis=1)
+
+
+def main() -> None:
+    if len(sys.argv) != 2:
+        sys.exit("usage: python data.py FILE.jsonl")
+    try:
+        queries = load_queries(sys.argv[1])
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    families = {}
+    for query in queries:
+        families[query.family] = families.get(query.family, 0) + 1
+    words = sum(len(query.solution.split()) for query in queries) / len(queries)
+    print(f"{len(queries)} queries, {sum(len(q.images) for q in queries)} images, "
+          f"{words:.0f} words per reference solution")
+    for name, count in sorted(families.items()):
+        print(f"  {name:16s} {count}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Measures a policy on held-out queries: answers, reasoning, and the gap between the two.
+
+    answer accuracy         the final answer matches (rule check)
+    process accuracy        the verifier, with the full solution, finds the reasoning right as well
+    false-positive share    of the responses with the right answer, those whose reasoning is wrong: what an
+                            answer-only reward would have paid for
+
+    python eval.py --model RUN/final [--data held.jsonl] [--greedy]
+"""
+
+import argparse
+
+import torch.distributed as dist
+from tqdm import tqdm
+
+from data import Processor, Query
+from reward import VerdictStatus, answers_match
+from sampler import Request, SampleStatus, seed_of
+
+
+def measure(engine, processor: Processor, queries: list[Query], verifier, temperature: float, seed_key: tuple,
+            quiet: bool = True) -> list[dict]:
+    """One sample for each query, judged.  Over torchrun ranks: each takes a share, every rank gets all records."""
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    mine, records = queries[rank::world], []
+    for start in tqdm(range(0, len(mine), 256), desc="evaluate", leave=False, disable=quiet):
+        part = mine[start:start + 256]
+        samples = [s[0] for s in engine.generate(
+            [Request(processor.prompt(q), [seed_of(*seed_key, q.id)]) for q in part], temperature=temperature)]
+        for query, sample, verdict in zip(part, samples, verifier.judge(part, [s.text for s in samples]), strict=True):
+            records.append({"id": query.id, "family": query.family, "text": sample.text,
+                            "answer": answers_match(sample.text, query.answer), "process": verdict.reward,
+                            "failed": verdict.status is VerdictStatus.FAILED,
+                            "truncated": sample.status is SampleStatus.TRUNCATED, "tokens": len(sample.ids)})
+    if world > 1:
+        shares = [None] * world
+        dist.all_gather_object(shares, records)
+        records = [record for share in shares for record in share]
+    return records
+
+
+def accuracies(records: list[dict]) -> dict:
+    """Shares over one set of records; a record whose judge failed counts in none of them."""
+    judged = [r for r in records if not r["failed"]]
+    right = [r for r in judged if r["answer"]]
+    wrong_process = [r for r in right if not r["process"]]
+    return {"process_accuracy": sum(r["process"] for r in judged) / max(len(judged), 1),
+            "answer_accuracy": len(right) / max(len(judged), 1),
+            "false_positive_share": len(wrong_process) / max(len(right), 1)}
+
+
+def summarise(records: list[dict], overall: set[str] | None = None) -> dict:
+    """-> the three accuracies overall and per family.  `overall`: the families that count in the former (all)."""
+    families = sorted({r["family"] for r in records})
+    chosen = [r for r in records if overall is None or r["family"] in overall]
+    return {**accuracies(chosen), "queries": len(records), "failed_verdicts": sum(r["failed"] for r in records),
+            "truncated_share": sum(r["truncated"] for r in records) / max(len(records), 1),
+            "families": {f: accuracies([r for r in records if r["family"] == f]) for f in families}}
+
+
+def table(columns: dict[str, dict]) -> str:
+    """Summaries side by side, one line per family: answer / process accuracy."""
+    families = ["all", *next(iter(columns.values()))["families"]]
+    lines = [" " * 14 + "".join(f"{name:>24s}" for name in columns),
+             "family".ljust(14) + f"{'answer  process   FP':>24s}" * len(columns)]
+    for family in families:
+        line = family.ljust(14)
+        for summary in columns.values():
+            s = summary if family == "all" else summary["families"][family]
+            line += f"{s['answer_accuracy']:>10.2f}{s['process_accuracy']:>9.2f}{s['false_positive_share']:>5.2f}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="assets/toy")
+    parser.add_argument("--data", help="JSONL of held-out queries; default: the built-in world")
+    parser.add_argument("--greedy", action="store_true")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--max_new_tokens", type=int, default=32)
+    args = parser.parse_args()
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    import toy                                  # the built-in world's exact verifier
+    from data import load_queries
+    from sampler import HFEngine
+
+    queries = load_queries(args.data) if args.data else toy.heldout_queries()
+    processor = Processor(args.model)
+    engine = HFEngine(AutoModelForImageTextToText.from_pretrained(args.model, dtype=torch.float32), processor,
+                      max_new_tokens=args.max_new_tokens)
+    records = measure(engine, processor, queries, toy.ToyVerifier(), 0.0 if args.greedy else 1.0,
+                      (args.seed, "evaluation"), quiet=False)
+    print(table({args.model: summarise(records, toy.COUNTED)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,266 @@
+"""The run folder: everything a run writes, and how it is read back (resume, record and replay).
+
+    config.json        every setting
+    metrics.jsonl      one row per step; step 0 is the start policy; "eval" where it was evaluated
+    rollouts.jsonl     one row per query and step: both stages, verdicts, reports, kind of group, advantages
+    images/            the pictures that rollouts.jsonl names
+    checkpoints/       step-000020/ ...: ordinary Hugging Face checkpoints + optimiser state + state.json
+    summary.json       accuracies at the start and at the end; report.html, the page to look at
+
+A folder under checkpoints/ that exists is whole (written beside, then renamed).  A killed run loses at most the steps
+since the last one: rows after it are cut off when the run is resumed, and written again, the same.
+"""
+
+import json
+import os
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+import grpo
+from data import DataError, Processor, Query, save_image
+from policy import Policy, all_sum, model_fingerprint
+from reward import Verdict, VerdictStatus, answers_match
+from sampler import Sample, SampleStatus
+
+
+class UsageError(ValueError):
+    """Settings or input that cannot work; the message is one line."""
+
+
+@dataclass
+class Rollout:
+    """What happened to one query in one step.  `_G` lists run over members; the stage-2 lists may be empty."""
+
+    query: Query
+    group: grpo.Group
+    samples_G: list[Sample]
+    verdicts_G: list[Verdict]
+    retries_G: list[Sample] = field(default_factory=list)           # retry k answers sample k
+    retry_verdicts_G: list[Verdict] = field(default_factory=list)
+    kept_G: list[bool] = field(default_factory=list)                # verified and independent: rolled back
+
+    @property
+    def hard(self) -> bool:
+        return all(v.reward == 0.0 for v in self.verdicts_G)
+
+
+def statistics(rollouts: list[Rollout]) -> dict[str, float | None]:
+    """Metrics of one step's samples, over all ranks.  A share of nothing is None, not 0."""
+    sums = dict.fromkeys(
+        "verdicts failed_verdicts reward samples truncated tokens retry_tokens queries hard recovered retries "
+        "retries_correct retries_dependent reports leaked answer_right answer_right_judged_wrong".split(), 0.0)
+    sums |= {kind.value: 0.0 for kind in grpo.GroupKind}
+    for r in rollouts:
+        sums["queries"] += 1
+        sums["hard"] += r.hard
+        sums["recovered"] += r.group.kind is grpo.GroupKind.MIXED
+        sums[r.group.kind.value] += 1
+        for sample, verdict in zip(r.samples_G, r.verdicts_G, strict=True):
+            sums["samples"] += 1
+            sums["truncated"] += sample.status is SampleStatus.TRUNCATED
+            sums["tokens"] += len(sample.ids)
+            sums["reports"] += bool(verdict.report)
+            sums["leaked"] += verdict.leaked
+            if verdict.status is VerdictStatus.FAILED:
+                continue
+            right = answers_match(sample.text, r.query.answer)
+            sums["verdicts"] += 1
+            sums["reward"] += verdict.reward
+            sums["answer_right"] += right
+            sums["answer_right_judged_wrong"] += right and not verdict.correct
+        for retry, verdict, kept in zip(r.retries_G, r.retry_verdicts_G, r.kept_G, strict=True):
+            sums["retries"] += 1
+            sums["retry_tokens"] += len(retry.ids)
+            sums["retries_correct"] += verdict.correct
+            sums["retries_dependent"] += verdict.correct and not kept
+        sums["failed_verdicts"] += sum(v.status is VerdictStatus.FAILED for v in [*r.verdicts_G, *r.retry_verdicts_G])
+    s = dict(zip(sums, all_sum(torch.tensor(list(sums.values()), dtype=torch.float64)).tolist()))
+
+    def share(part: str, whole: str) -> float | None:
+        return s[part] / s[whole] if s[whole] else None
+
+    return {"reward": share("reward", "verdicts"), "hard_share": share("hard", "queries"),
+            "recovered_share": share("recovered", "hard"),
+            **{f"groups/{kind.value}": s[kind.value] for kind in grpo.GroupKind},
+            "false_positive_share": share("answer_right_judged_wrong", "answer_right"),
+            "retries": s["retries"], "retries_correct_share": share("retries_correct", "retries"),
+            "retries_dependent": s["retries_dependent"], "reports": s["reports"], "leaked_reports": s["leaked"],
+            "failed_verdicts": s["failed_verdicts"], "truncated_share": share("truncated", "samples"),
+            "response_length": share("tokens", "samples"), "tokens_sampled": s["tokens"] + s["retry_tokens"]}
+
+
+# -------------------------------------------------------------------------------------------- record and replay
+
+def record(r: Rollout, step: int, folder: Path) -> dict:
+    """One row of rollouts.jsonl.  Ids and log-probs are complete: a step can be trained again from it."""
+    def member(sample: Sample, verdict: Verdict) -> dict:
+        return {"text": sample.text, "status": sample.status.value, "verdict": verdict.status.value,
+                "correct": verdict.correct, "consistent": verdict.consistent, "report": verdict.report,
+                "analysis": verdict.analysis, "error": verdict.error, "leaked": verdict.leaked,
+                "answer_right": answers_match(sample.text, r.query.answer),
+                "ids": sample.ids, "logprobs": sample.logprobs}
+
+    trained = iter(r.group.members)          # stage 1 without failed verdicts, then the kept retries
+    stage1 = [member(s, v) | {"advantage": next(trained).advantage if v.reward is not None else None}
+              for s, v in zip(r.samples_G, r.verdicts_G, strict=True)]
+    stage2 = [member(s, v) | {"kept": kept, "advantage": next(trained).advantage if kept else None}
+              for s, v, kept in zip(r.retries_G, r.retry_verdicts_G, r.kept_G, strict=True)]
+    images = [save_image(image, folder / "images", f"{r.query.id}-{i}") for i, image in enumerate(r.query.images)]
+    return {"step": step, "query": r.query.id, "family": r.query.family, "question": r.query.question,
+            "images": images, "solution": r.query.solution, "answer": r.query.answer, "kind": r.group.kind.value,
+            "stage1": stage1, "stage2": stage2}
+
+
+def read_recording(path: str) -> dict[int, list[dict]]:
+    """rollouts.jsonl -> rows by step."""
+    steps: dict[int, list[dict]] = {}
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            steps.setdefault(row["step"], []).append(row)
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise DataError(f"{path}:{number}: not a row of a recording") from None
+    if not steps:
+        raise DataError(f"recording is empty: {path}")
+    return steps
+
+
+def replay(rows: list[dict], queries: dict[str, Query], processor: Processor, form_group) -> list[Rollout]:
+    """Rollouts as they were recorded; groups are formed anew, so λ may differ from the recording's."""
+    def sample(m: dict, stage: int) -> Sample:
+        return Sample(m["ids"], m["logprobs"], SampleStatus(m["status"]), m["text"], stage)
+
+    def verdict(m: dict) -> Verdict:
+        return Verdict(VerdictStatus(m["verdict"]), m["correct"], m["consistent"], m["report"], m["analysis"],
+                       m["error"], m["leaked"])
+
+    out = []
+    for row in rows:
+        if row["query"] not in queries:
+            raise DataError(f"recording: query {row['query']} is not in the training data")
+        query = queries[row["query"]]
+        parts = ([sample(m, 1) for m in row["stage1"]], [verdict(m) for m in row["stage1"]],
+                 [sample(m, 2) for m in row["stage2"]], [verdict(m) for m in row["stage2"]],
+                 [m["kept"] for m in row["stage2"]])
+        out.append(Rollout(query, form_group(query, processor.prompt(query), *parts), *parts))
+    return out
+
+
+# --------------------------------------------------------------------------------------------------- the folder
+
+class Run:
+    """Counters and files of one run.  Only rank 0 writes."""
+
+    # Settings that may change when a run is resumed; any other change would be another experiment.
+    FREE = {"resume", "stop_after", "output_dir", "eval_every", "save_every", "device", "micro_batch_tokens"}
+
+    def __init__(self, config, rank: int, world: int):
+        self.rank, self.world = rank, world
+        name = [config.output_dir or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{config.method}"]
+        if world > 1:
+            dist.broadcast_object_list(name)                # the clock may differ between ranks
+        self.folder = Path(name[0])
+        self.step, self.cursor, self.tokens_sampled, self.seconds, self.start_time = 0, 0, 0, 0.0, time.time()
+        checkpoints = sorted((self.folder / "checkpoints").glob("step-*"))
+        self.checkpoint = checkpoints[-1] if config.resume and checkpoints else None
+        if config.resume:
+            self._check_same_run(asdict(config))
+        elif (self.folder / "metrics.jsonl").exists():
+            raise UsageError(f"{self.folder} already holds a run: use --resume or another --output_dir")
+        try:
+            for inner in ("images", "checkpoints"):
+                (self.folder / inner).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"cannot write to {self.folder}: {error.strerror}") from None
+        if world > 1:
+            dist.barrier()                                  # every rank has looked before rank 0 writes
+        if self.checkpoint:
+            state = self.state()
+            self.step, self.cursor = state["step"], state["cursor"]
+            self.tokens_sampled, self.seconds = state["tokens_sampled"], state["seconds"]
+        elif config.resume:
+            self.print(f"no checkpoint in {self.folder} yet: starting from the first step")
+        if rank == 0:
+            for file in ("metrics.jsonl", "rollouts.jsonl"):
+                self._cut_back(self.folder / file)
+            write_atomic(self.folder / "config.json", json.dumps(asdict(config), indent=2))
+
+    def state(self) -> dict:
+        try:
+            return json.loads((self.checkpoint / "state.json").read_text())
+        except (OSError, json.JSONDecodeError):
+            raise UsageError(f"cannot read checkpoint {self.checkpoint}: state.json is missing or broken") from None
+
+    def _check_same_run(self, now: dict) -> None:
+        file = self.folder / "config.json"
+        if not file.exists():
+            raise UsageError(f"--resume: {self.folder} holds no run")
+        before = json.loads(file.read_text())
+        for name in sorted(set(now) - self.FREE):
+            if before.get(name) != now[name]:
+                raise UsageError(f"--resume: {name} was {before.get(name)!r} in this run and is {now[name]!r} now")
+
+    def _cut_back(self, file: Path) -> None:
+        """Drops what a killed session wrote after its last checkpoint, a half-written last line included."""
+        if not file.exists():
+            return
+        kept = []
+        for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
+            if not self.checkpoint or not line.endswith("\n") or json.loads(line)["step"] > self.step:
+                break
+            kept.append(line)
+        write_atomic(file, "".join(kept))
+
+    def print(self, *text) -> None:
+        if self.rank == 0:
+            tqdm.write(" ".join(map(str, text)))
+
+    def append(self, file: str, rows: list[dict]) -> None:
+        """Adds rows, those of all ranks in the order of ranks."""
+        if self.world > 1:
+            shares = [None] * self.world if self.rank == 0 else None
+            dist.gather_object(rows, shares)
+            rows = [row for share in shares for row in share] if self.rank == 0 else []
+        if self.rank == 0:
+            with open(self.folder / file, "a", encoding="utf-8") as out:
+                out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+    def log(self, row: dict) -> None:
+        """One row of metrics.jsonl; all ranks hold the same."""
+        self.append("metrics.jsonl", [row] if self.rank == 0 else [])
+
+    def save(self, policy: Policy) -> None:
+        """Keeps the last two checkpoints."""
+        target = self.folder / "checkpoints" / f"step-{self.step:06d}"
+        if self.rank == 0 and not target.exists():
+            beside = target.with_name(f".{target.name}.{os.getpid()}")
+            beside.mkdir(parents=True)
+            policy.save(beside)
+            write_atomic(beside / "state.json", json.dumps({
+                "step": self.step, "cursor": self.cursor, "tokens_sampled": self.tokens_sampled,
+                "seconds": self.elapsed(), "model": model_fingerprint(beside)}))
+            os.rename(beside, target)
+            for old in sorted(target.parent.glob("step-*"))[:-2]:
+                for file in old.iterdir():
+                    file.unlink()
+                old.rmdir()
+        if self.world > 1:
+            dist.barrier()
+
+    def elapsed(self) -> float:
+        """Seconds of all sessions of this run."""
+        return self.seconds + time.time() - self.start_time
+
+    def metrics(self) -> list[dict]:
+        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def write_atomic(file: Path, text: str) -> None:
+    beside = file.with_name(f".{file.name}.{os.getpid()}")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, file)
