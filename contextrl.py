@@ -368,6 +368,9 @@ def finish(config: Config, run: Run) -> None:
 
 
 def main() -> None:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()              # loading bars of a model that loads in a second
     try:
         train(read_config(sys.argv[1:]))
     except (UsageError, DataError) as error:

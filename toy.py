@@ -41,12 +41,13 @@ SHAPES = ("circle", "square", "triangle")
 NOUNS = (*COLOURS, *SHAPES)
 OPERATORS = {"plus": lambda a, b: a + b, "minus": lambda a, b: abs(a - b), "max": max, "min": min}
 
-# Made-up words.  The warm start knows the first group; about the second it was taught something false.
-KNOWN = {"bim": "blue", "lor": "square", "nof": "yellow", "gur": "circle", "tav": "plus", "pell": "max", "sim": "minus"}
+# Made-up words.  About the first five the warm start was taught something false.  The others never occur in a single
+# question: they stand in stage-2 conversations only, with a meaning that is drawn anew for each conversation.
 HIDDEN = {"dax": "triangle", "wug": "blue", "fep": "green", "zop": "minus", "vek": "min"}
 MISCONCEPTION = {"dax": "circle", "wug": "red", "fep": "square", "zop": "plus", "vek": "max"}
-TRUTH = {**KNOWN, **HIDDEN}
-BELIEF = {**KNOWN, **MISCONCEPTION}
+NONCE_NOUNS = ("bim", "lor", "nof", "gur", "sep", "hib")
+NONCE_OPERATORS = ("tav", "pell", "sim", "rok")
+MADE_UP = {*HIDDEN, *NONCE_NOUNS, *NONCE_OPERATORS}
 
 SHARES = {"ordinary": 0.30, "shortcut": 0.35, "hard": 0.35}      # of the training queries
 COUNTED = set(SHARES)                                           # families in the overall accuracy
@@ -54,11 +55,6 @@ YES_SHARE = 0.93                                                 # of the shortc
 POOL = 8000                                                      # pictures of the warm start
 CELL = 32                                                        # pixels; one image token per cell
 PREAMBLES = ("thank you for your review ;", "my earlier answer was wrong ;")     # warm start's bad habits in stage 2
-
-
-def same_kind(word: str) -> tuple:
-    """The words that `word` could be confused with."""
-    return tuple(OPERATORS) if word in OPERATORS else NOUNS
 
 
 # ------------------------------------------------------------------------------------------------ pictures
@@ -102,7 +98,7 @@ def count(scene, noun: str) -> int:
 
 @dataclass
 class Problem:
-    """A question about a scene, as words; meanings are looked up in TRUTH, BELIEF or any other reading."""
+    """A question about a scene, as words; meanings are looked up in HIDDEN, MISCONCEPTION or any other reading."""
 
     scene: tuple
     words: list[str]                 # two or three nouns, possibly made-up
@@ -119,10 +115,19 @@ class Problem:
         nouns = [reading.get(w, w) for w in self.words]
         operator = reading.get(self.operator, self.operator)
         counts = [count(self.scene, n) for n in nouns]
-        value = sum(counts) if len(counts) == 3 else OPERATORS[operator](*counts)
-        answer = str(value) if self.threshold is None else ("yes" if value > self.threshold else "no")
-        return {"nouns": nouns, "counts": counts, "operator": operator, "value": value, "answer": answer,
-                "words": self.words, "operator_word": self.operator, "threshold": self.threshold}
+        value = combine(operator, counts)
+        return {"nouns": nouns, "counts": counts, "operator": operator, "value": value,
+                "answer": final(value, self.threshold), "words": self.words, "operator_word": self.operator,
+                "threshold": self.threshold}
+
+
+def combine(operator: str, counts: list[int]) -> int:
+    """Two counts under any operator; three are always added."""
+    return sum(counts) if len(counts) == 3 else OPERATORS[operator](*counts)
+
+
+def final(value: int, threshold: int | None) -> str:
+    return str(value) if threshold is None else ("yes" if value > threshold else "no")
 
 
 def solve(facts: dict, style: str = "canonical") -> str:
@@ -139,7 +144,7 @@ def draw_problem(family: str, rng: random.Random, scenes: list | None = None) ->
     scene = rng.choice(scenes) if scenes else draw_scene(rng)
     if family in ("shortcut", "balanced"):
         problem = Problem(scene, rng.sample(NOUNS, 3), "plus")
-        total = problem.facts(TRUTH)["value"]
+        total = problem.facts(HIDDEN)["value"]
         if family == "balanced":          # wide margins, so that an honest but slightly wrong count may still be right
             yes, margin = rng.random() < 0.5, rng.randint(1, 4)
         else:
@@ -149,22 +154,19 @@ def draw_problem(family: str, rng: random.Random, scenes: list | None = None) ->
     words, operator = rng.sample(NOUNS, 2), rng.choice(list(OPERATORS))
     if family == "hard":
         made_up = rng.choice(list(HIDDEN))
-    else:
-        made_up = rng.choice(list(KNOWN)) if rng.random() < 0.35 else None
-    if made_up in TRUTH and TRUTH[made_up] in OPERATORS:
-        operator = made_up
-    elif made_up:
-        place = rng.randrange(2)
-        words[place] = made_up
-        clash = {TRUTH[made_up], BELIEF[made_up]}
-        words[1 - place] = rng.choice([n for n in NOUNS if n not in clash])
+        if HIDDEN[made_up] in OPERATORS:
+            operator = made_up
+        else:
+            place = rng.randrange(2)
+            words[place] = made_up
+            words[1 - place] = rng.choice([n for n in NOUNS if n not in (HIDDEN[made_up], MISCONCEPTION[made_up])])
     return Problem(scene, words, operator)
 
 
 def make_query(family: str, index: int, split: str, references: str) -> Query:
     rng = random.Random(f"{split}-{family}-{index}")
     problem = draw_problem(family, rng)
-    facts = problem.facts(TRUTH)
+    facts = problem.facts(HIDDEN)
     return Query(id=f"{split}-{family}-{index}", images=[render(problem.scene, rng)], question=problem.question,
                  solution=solve(facts, references), answer=facts["answer"], family=family, facts=facts)
 
@@ -183,6 +185,7 @@ def heldout_queries(size: int = 128) -> list[Query]:
 
 # ---------------------------------------------------------------------------------------------- exact verifier
 
+NO_CLAIM = {"looks so", *(p.rstrip(" ;") for p in PREAMBLES)}       # says nothing of the picture
 CLAIM = re.compile(r"^([a-z]+) (\d+)$")
 
 
@@ -203,10 +206,11 @@ class ToyVerifier:
 
     def judge_one(self, facts: dict, text: str) -> Verdict:
         answer = final_answer(text)
-        steps = [s.strip() for s in text.split(";") if s.strip() and "\\boxed" not in s and s.strip() != "looks so"]
+        steps = [s.strip() for s in text.split(";") if s.strip() and "\\boxed" not in s]
+        steps = [s for s in steps if s not in NO_CLAIM]
         claims = [CLAIM.match(step) for step in steps]
         results = [int(c[2]) for c in claims if c and c[1] in OPERATORS]
-        if has_revision_cue(text) or (answer and results and not self._follows(facts, results[-1], answer)):
+        if has_revision_cue(text) or (answer and results and answer != final(results[-1], facts["threshold"])):
             return Verdict.judged(correct=False, consistent=False)
         if self.context == "none":
             return Verdict.judged(bool(answer and results), report="the steps do not lead to an answer")
@@ -221,11 +225,6 @@ class ToyVerifier:
             errors = ["no final answer" if not answer else "the final answer does not follow"]
         return Verdict.judged(correct=not errors, report=" , ".join(errors))
 
-    def _follows(self, facts: dict, result: int, answer: str) -> bool:
-        if facts["threshold"] is None:
-            return answer == str(result)
-        return answer == ("yes" if result > facts["threshold"] else "no")
-
     def _error(self, facts: dict, claim, counts: list[int]) -> str:
         """What is wrong with one step, or "".  A result that follows from wrong counts is not a second mistake."""
         if not claim:
@@ -233,7 +232,7 @@ class ToyVerifier:
         word, number = claim[1], int(claim[2])
         if word in NOUNS:
             if word not in facts["nouns"]:
-                misread = [w for w in facts["words"] if w in HIDDEN or w in KNOWN]
+                misread = [w for w in facts["words"] if w in MADE_UP]
                 return f"{misread[0]} is not {word}" if misread else f"{word} is not asked"
             true = facts["counts"][facts["nouns"].index(word)]
             return "" if number == true else f"{word} is not {number}"
@@ -242,25 +241,17 @@ class ToyVerifier:
         if word != facts["operator"]:
             misread = facts["operator_word"]
             return f"{misread} is not {word}" if misread not in OPERATORS else f"{word} is not asked"
-        if len(counts) == len(facts["counts"]):
-            true = sum(counts) if len(counts) == 3 else OPERATORS[word](*counts)
-        else:
-            true = facts["value"]
+        true = combine(word, counts) if len(counts) == len(facts["counts"]) else facts["value"]
         return "" if number == true else f"{word} is not {number}"
 
 
 # -------------------------------------------------------------------------------------------------- warm start
-# A tiny Qwen3-VL trained on generated conversations: captions (perception), canonical solutions, the guess style, the
-# misconceptions, and stage-2 conversations.  In the latter only KNOWN words occur and their meaning is drawn anew for
-# each, so the report has to be read; a report only excludes a reading, so the policy has to try another one.
+# A tiny Qwen3-VL trained on generated conversations: captions (perception), worked solutions, the guess style, the
+# misconceptions, and stage-2 conversations.  The latter never hold a hidden word, and a made-up word means something
+# else in each, so the report has to be read; and a report only excludes a reading, so another one has to be tried.
 
 def caption(scene) -> str:
     return " ; ".join(" ".join(cell) if cell else "empty" for cell in scene)
-
-
-def reread(problem: Problem, rng: random.Random) -> dict[str, str]:
-    """A random reading of the made-up words of a problem."""
-    return {w: rng.choice(same_kind(TRUTH[w])) for w in [*problem.words, problem.operator] if w in TRUTH}
 
 
 def plain_example(rng: random.Random, scenes: list, captions: float) -> tuple[tuple, str, str]:
@@ -269,42 +260,34 @@ def plain_example(rng: random.Random, scenes: list, captions: float) -> tuple[tu
     if rng.random() < captions:
         scene = rng.choice(scenes)
         return scene, "describe ?", caption(scene)
-    problem = draw_problem(kind, rng, scenes)
-    facts = problem.facts(BELIEF)
     if kind == "shortcut" and rng.random() < 0.40:
-        guessed = "yes" if rng.random() < 0.97 else "no"
-        return problem.scene, problem.question, solve({**facts, "answer": guessed}, "guess")
-    return problem.scene, problem.question, solve(facts)
+        problem, guessed = draw_problem("shortcut", rng, scenes), "yes" if rng.random() < 0.97 else "no"
+        return problem.scene, problem.question, solve({"answer": guessed}, "guess")
+    # Whoever counts has learned to compare as well: worked solutions come from the balanced twin.
+    problem = draw_problem("balanced" if kind == "shortcut" else kind, rng, scenes)
+    return problem.scene, problem.question, solve(problem.facts(MISCONCEPTION))
 
 
 def retry_example(rng: random.Random, scenes: list | None = None) -> tuple[Problem, str, str, str]:
     """-> (problem, failed response, report, better response): one stage-2 conversation."""
+    verifier = ToyVerifier()
     while True:
-        problem = draw_problem(rng.choices(["ordinary", "shortcut"], [0.85, 0.15])[0], rng, scenes)
-        made_up = [w for w in [*problem.words, problem.operator] if w in TRUTH]
-        if made_up or rng.random() < 0.35:
-            break
-    truth = {**TRUTH, **reread(problem, rng)} if made_up else TRUTH
-    facts, verifier = problem.facts(truth), ToyVerifier()
-    while True:
-        believed, style = dict(truth), "canonical"
-        if made_up:
-            w = made_up[0]
-            believed[w] = rng.choice([x for x in same_kind(TRUTH[w]) if x != truth[w]])
-        wrong = problem.facts(believed)
+        problem = draw_problem(rng.choices(["ordinary", "balanced"], [0.8, 0.2])[0], rng, scenes)
+        truth, belief = {}, {}
+        if problem.threshold is None and rng.random() < 0.75:                    # a made-up word was misread
+            if rng.random() < 0.4:
+                word = problem.operator = rng.choice(NONCE_OPERATORS)
+                meanings = rng.sample(list(OPERATORS), 2)
+            else:
+                place = rng.randrange(2)
+                word = problem.words[place] = rng.choice(NONCE_NOUNS)
+                meanings = rng.sample([n for n in NOUNS if n != problem.words[1 - place]], 2)
+            truth[word], belief[word] = meanings
+        facts, wrong, style = problem.facts(truth), problem.facts(belief), "canonical"
         if problem.threshold is not None and rng.random() < 0.6:
             style = "guess"
-        elif not made_up or rng.random() < 0.15:                    # a miscount, or a slip in the arithmetic
-            i = rng.randrange(len(wrong["counts"]) + 1)
-            off = rng.choice([-1, 1]) if rng.random() < 0.8 else rng.choice([-2, 2])
-            if i < len(wrong["counts"]):
-                wrong["counts"][i] = max(0, wrong["counts"][i] + off)
-                wrong["value"] = (sum(wrong["counts"]) if len(wrong["counts"]) == 3
-                                  else OPERATORS[wrong["operator"]](*wrong["counts"]))
-            else:
-                wrong["value"] = max(0, wrong["value"] + off)
-            wrong["answer"] = str(wrong["value"]) if problem.threshold is None else (
-                "yes" if wrong["value"] > problem.threshold else "no")
+        elif not truth or rng.random() < 0.15:                                   # a miscount, or a slip in the arithmetic
+            slip(problem, wrong, rng)
         failed = solve(wrong, style)
         report = verifier.judge_one(facts, failed).report
         if report:
@@ -315,9 +298,21 @@ def retry_example(rng: random.Random, scenes: list | None = None) -> tuple[Probl
     return problem, failed, "" if rng.random() < 0.12 else report, better
 
 
+def slip(problem: Problem, facts: dict, rng: random.Random) -> None:
+    """Puts one wrong number into facts; what follows from it, follows."""
+    place = rng.randrange(len(facts["counts"]) + 1)
+    off = rng.choice([-1, 1]) if rng.random() < 0.8 else rng.choice([-2, 2])
+    if place < len(facts["counts"]):
+        facts["counts"][place] = max(0, facts["counts"][place] + off)
+        facts["value"] = combine(facts["operator"], facts["counts"])
+    else:
+        facts["value"] = max(0, facts["value"] + off)
+    facts["answer"] = final(facts["value"], problem.threshold)
+
+
 def vocabulary() -> list[str]:
     """Every word of the world, so that the tokenizer holds each as one token."""
-    words = {*NOUNS, *OPERATORS, *TRUTH, *"how many is over ? ; describe empty looks so , : .".split()}
+    words = {*NOUNS, *OPERATORS, *MADE_UP, *"how many is over ? ; describe empty looks so , : .".split()}
     words |= {str(n) for n in range(28)} | {f"\\boxed{{{a}}}" for a in [*range(28), "yes", "no"]}
     from sampler import RETRY_WITH_REPORT, RETRY_WITHOUT_REPORT
 

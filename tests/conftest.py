@@ -1,0 +1,88 @@
+"""What all tests share: the repository on sys.path, one thread, a tiny untrained Qwen3-VL and what reads it.
+
+An untrained model treats all tokens almost alike, and a test on it would hardly see a wrong mask or position.  So the
+matrices of the checkpoint are made larger: attention becomes sharp, and a mistake shows in the first digits.
+"""
+
+import io
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load, save_file
+
+import toy
+from data import Processor, Query
+from policy import Policy
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> str:
+    """Folder of an untrained tiny Qwen3-VL with tokenizer, image processor and chat template."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    toy.build_checkpoint(folder)
+    weights = load((folder / "model.safetensors").read_bytes())
+    save_file({name: 4 * w if w.dim() > 1 else w for name, w in weights.items()}, folder / "model.safetensors",
+              metadata={"format": "pt"})
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def processor(checkpoint) -> Processor:
+    return Processor(checkpoint)
+
+
+@pytest.fixture
+def policy(checkpoint, processor) -> Policy:
+    """A new fp32 policy for each test: it may be trained."""
+    return Policy(checkpoint, processor)
+
+
+@pytest.fixture(scope="session")
+def picture():
+    """-> picture(width, height, seed): a PNG of noise, as bytes.  No two seeds look alike to the model."""
+    def draw(width: int, height: int, seed: int = 0) -> bytes:
+        pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        out = io.BytesIO()
+        Image.fromarray(pixels).save(out, "PNG")
+        return out.getvalue()
+    return draw
+
+
+@pytest.fixture(scope="session")
+def prompt_of(processor, picture):
+    """-> prompt_of(question, (w, h), ...): a prompt with one picture of noise for each size."""
+    def build(question: str, *sizes: tuple[int, int], seed: int = 0):
+        images = [picture(w, h, seed + i) for i, (w, h) in enumerate(sizes)]
+        return processor.prompt(Query("test", images, question, "-", "-"))
+    return build
+
+
+def plain_logits(model, ids: list[int], images: list, processor: Processor) -> torch.Tensor:
+    """Logits [L, V] of ONE unpadded sequence by the plain forward pass: the model makes its own positions and mask.
+
+    Everything that pads, packs, caches or makes positions is compared with this.
+    """
+    tokens = torch.tensor([ids])
+    pixels = processor.pixel_batch(images)
+    types = {"mm_token_type_ids": (tokens == processor.image_id).long()} if images else {}
+    return model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False, **pixels, **types).logits[0]
+
+
+def response_logprobs(model, prompt, response: list[int], processor: Processor, temperature: float = 1.0,
+                      forbidden: list[int] = ()) -> torch.Tensor:
+    """Log-prob of each response token after the prompt, over the allowed ids: [T]."""
+    logits = plain_logits(model, prompt.ids + response, prompt.images, processor)
+    logits = logits[len(prompt.ids) - 1:-1] / temperature
+    logits[:, list(forbidden)] = -torch.inf
+    return torch.log_softmax(logits, -1).gather(1, torch.tensor(response)[:, None])[:, 0]

@@ -1,0 +1,205 @@
+"""data.py: files that can be read back and refused, prompts that are what the model and its chat template expect.
+
+Guards against: positions or placeholders that differ from the model's own, responses that are encoded again, one
+query's picture under another's name, rows that are read wrongly instead of refused.
+"""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from conftest import response_logprobs
+from data import DataError, Processor, Query, batch_order, load_queries, save_queries
+
+
+def row(**changes) -> dict:
+    return {"id": "a", "images": [], "question": "how many ?", "solution": "red 3", "answer": "3", **changes}
+
+
+def write(folder, *lines) -> str:
+    file = folder / "data.jsonl"
+    file.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines), encoding="utf-8")
+    return file
+
+
+# ------------------------------------------------------------------------------------------------ prompts
+
+LAYOUTS = {"no image": [], "one": [(96, 96)], "one, odd": [(70, 131)], "two sizes": [(96, 64), (37, 200)],
+           "three": [(64, 64), (160, 32), (33, 33)]}
+
+
+@pytest.mark.parametrize("sizes", LAYOUTS.values(), ids=LAYOUTS)
+def test_positions_are_the_models_own(policy, processor, prompt_of, sizes):
+    prompt = prompt_of("how many red plus blue ?", *sizes)
+    ids = torch.tensor([prompt.ids])
+    grids = torch.tensor([processor.pixels(image)[1] for image in prompt.images]) if sizes else None
+    types = (ids == processor.image_id).int()
+    expected, delta = policy.model.model.get_rope_index(ids, types, grids)
+    np.testing.assert_array_equal(prompt.positions, expected[:, 0])
+    assert prompt.next_position == len(prompt.ids) + delta.item()      # where generate() puts the first new token
+
+    # The same prompt cut right behind its last image token: the next position follows from the image's block.
+    if sizes:
+        end = len(prompt.ids) - prompt.ids[::-1].index(processor.image_id)
+        short, delta = policy.model.model.get_rope_index(ids[:, :end], types[:, :end], grids)
+        np.testing.assert_array_equal(prompt.positions[:, :end], short[:, 0])
+        assert prompt.positions[0, end] == end + delta.item()
+
+
+@pytest.mark.parametrize("size", [(33, 33), (70, 131), (131, 70), (300, 41), (97, 255)])
+def test_one_placeholder_for_each_image_feature(policy, processor, prompt_of, size):
+    prompt = prompt_of("?", size)
+    batch = processor.pixel_batch(prompt.images)
+    features = policy.model.model.get_image_features(batch["pixel_values"], batch["image_grid_thw"]).pooler_output
+    assert prompt.ids.count(processor.image_id) == sum(len(f) for f in features)
+
+
+def test_max_pixels_bounds_the_number_of_image_tokens(checkpoint, picture):
+    query = Query("q", [picture(300, 200)], "?", "-", "-")
+    free, bound = Processor(checkpoint), Processor(checkpoint, max_pixels=96 * 96)
+    assert free.prompt(query).ids.count(free.image_id) == 54         # 288 x 192 pixels, 32 x 32 of them a token: 9 x 6
+    # At most 9216 pixels: the side lengths shrink by sqrt(60000 / 9216) = 2.55 to 117 x 78, cut to 96 x 64: 3 x 2
+    assert bound.prompt(query).ids.count(bound.image_id) == 6
+
+
+@pytest.mark.parametrize("closed", [True, False], ids=["ended with EOS", "truncated"])
+def test_follow_up_is_the_chat_templates_own_conversation(policy, processor, prompt_of, closed):
+    prompt = prompt_of("how many red plus blue ?", (96, 64))
+    text, message = "red 3 ; blue 2 ; plus 6 ; \\boxed{6}", "Your answer is wrong . Solve it again from the start ."
+    response = processor.encode_response(text)[:None if closed else -1]
+    after = processor.follow_up(prompt, response, message)
+    question = [{"type": "image"}, {"type": "text", "text": "how many red plus blue ?"}]
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": text},
+             {"role": "user", "content": message}]
+    chat = processor.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    chat = chat.replace("<|image_pad|>", "<|image_pad|>" * 6)        # 96 x 64 pixels: 3 x 2 image tokens
+    assert after.ids == processor.tokenizer(chat, add_special_tokens=False)["input_ids"]
+    types = (torch.tensor([after.ids]) == processor.image_id).int()
+    grids = torch.tensor([processor.pixels(prompt.images[0])[1]])
+    expected = policy.model.model.get_rope_index(torch.tensor([after.ids]), types, grids)[0]
+    np.testing.assert_array_equal(after.positions, expected[:, 0])
+
+
+def test_follow_up_leaves_response_ids_untouched(processor, prompt_of):
+    prompt = prompt_of("?", (64, 64))
+    # "red" letter by letter: decoding and encoding again would give the single id of the word.
+    response = [processor.tokenizer.convert_tokens_to_ids(c) for c in "red"]
+    assert processor.encode_response(processor.decode(response))[:-1] != response
+    after = processor.follow_up(prompt, response, "again")
+    assert after.ids[:len(prompt.ids) + 3] == prompt.ids + response
+    assert processor.tokenizer.decode(after.ids[len(prompt.ids) + 3:]) == (
+        "<|im_end|>\n<|im_start|>user\nagain<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_follow_up_keeps_the_whole_message_whatever_it_says(processor, prompt_of):
+    prompt, message = prompt_of("?"), "step 1 says @@response@@ ; that is wrong"
+    after = processor.follow_up(prompt, [5, 6, processor.eos_id], message)
+    assert message in processor.tokenizer.decode(after.ids)
+
+
+def test_another_image_changes_the_logprob_of_the_same_response(policy, processor, prompt_of):
+    response = processor.encode_response("red 3 ; \\boxed{3}")
+    first, other, again = (response_logprobs(policy.model, prompt_of("how many red ?", (96, 96), seed=s), response,
+                                             processor) for s in (1, 2, 1))
+    assert torch.equal(first, again)
+    assert (first - other).abs().min() > 1e-4
+
+
+# -------------------------------------------------------------------------------------------------- files
+
+def test_what_is_saved_is_read_back(tmp_path, processor, picture):
+    queries = [Query("a", [picture(40, 50), picture(64, 33, seed=1)], "how many ?", "red 3 ; \\boxed{3}", "3", "hard",
+                     {"counts": [3, 1], "threshold": None}),
+               Query("b", [], "Größe \"x\" \n ?", "\\frac{1}{2}", "½")]
+    save_queries(queries, tmp_path / "set" / "data.jsonl")
+    back = load_queries(tmp_path / "set" / "data.jsonl")
+    for query, read in zip(queries, back, strict=True):
+        assert {**vars(query), "images": None} == {**vars(read), "images": None}
+        for image, file in zip(query.images, read.images, strict=True):
+            assert torch.equal(processor.pixels(image)[0], processor.pixels(file)[0])
+    save_queries(back, tmp_path / "copy" / "data.jsonl")                  # paths instead of bytes
+    copied = load_queries(tmp_path / "copy" / "data.jsonl")
+    assert torch.equal(processor.pixels(copied[0].images[1])[0], processor.pixels(queries[0].images[1])[0])
+
+
+def test_a_line_ends_at_a_newline_and_nowhere_else(tmp_path):
+    odd = "a\x0b b\x1c c\x85 d\u2028 e\u2029 f"               # str.splitlines() would split at each of these
+    save_queries([Query("a", [], odd, odd, odd)], tmp_path / "data.jsonl")
+    assert load_queries(tmp_path / "data.jsonl")[0].question == odd
+
+
+def test_ids_that_look_alike_as_file_names_keep_their_own_images(tmp_path, processor, picture):
+    save_queries([Query("q/1", [picture(32, 32, 1)], "?", "s", "a"), Query("q:1", [picture(32, 32, 2)], "?", "s", "a")],
+                 tmp_path / "data.jsonl")
+    first, second = load_queries(tmp_path / "data.jsonl")
+    assert not torch.equal(processor.pixels(first.images[0])[0], processor.pixels(second.images[0])[0])
+
+
+def test_saving_over_an_older_data_set_replaces_its_images(tmp_path, processor, picture):
+    for seed in (1, 2):
+        save_queries([Query("q", [picture(32, 32, seed)], "?", "s", "a")], tmp_path / "data.jsonl")
+    read = processor._pixels(load_queries(tmp_path / "data.jsonl")[0].images[0])[0]
+    assert torch.equal(read, processor.pixels(picture(32, 32, 2))[0])
+
+
+def noise(format: str) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(out, format)
+    return out.getvalue()
+
+
+BROKEN_IMAGES = {"text": b"this is no picture", "empty": b"", "half a PNG": noise("PNG")[:3000],
+                 "half a JPEG": noise("JPEG")[:1000], "flipped bytes": noise("PNG")[:300] + b"xx" + noise("PNG")[302:]}
+
+
+@pytest.mark.parametrize("content", BROKEN_IMAGES.values(), ids=BROKEN_IMAGES)
+def test_a_corrupt_image_is_refused_when_the_file_is_read(tmp_path, content):
+    (tmp_path / "broken.png").write_bytes(content)
+    file = write(tmp_path, row(), row(id="b", images=["broken.png"]))
+    with pytest.raises(DataError, match=r"data\.jsonl:2: cannot read image .*broken\.png"):
+        load_queries(file)
+
+
+BAD_ROWS = [
+    (row(id="b", images=["none.png"]), "cannot read image .*none.png"),
+    ({k: v for k, v in row(id="b").items() if k != "solution"}, "'solution' is missing or empty"),
+    (row(id="b", solution=" \n"), "'solution' is missing or empty"),
+    (row(id="b", answer=3), "'answer' is missing or empty"),
+    (row(id="b", solutoin="typo"), r"unknown field\(s\) solutoin"),
+    (row(), "id 'a' appears twice"),
+    (row(id="b", images="one.png"), "'images' must be a list of paths"),
+    ('{"id": "b", "images"', "not a JSON object"),
+    ("[1, 2]", "must be a JSON object"),
+]
+
+
+@pytest.mark.parametrize("bad, message", BAD_ROWS, ids=[message for _, message in BAD_ROWS])
+def test_a_bad_row_is_refused_with_file_and_line(tmp_path, bad, message):
+    with pytest.raises(DataError, match=rf"data\.jsonl:3: .*{message}") as error:      # the empty line counts
+        load_queries(write(tmp_path, row(), "", bad))
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_without_rows_and_no_file(tmp_path):
+    with pytest.raises(DataError, match="data file is empty: .*data.jsonl"):
+        load_queries(write(tmp_path, "", "  "))
+    with pytest.raises(DataError, match="data file not found: .*other.jsonl"):
+        load_queries(tmp_path / "other.jsonl")
+
+
+def test_a_file_that_is_no_text(tmp_path):
+    (tmp_path / "data.jsonl").write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(DataError, match="data.jsonl"):
+        load_queries(tmp_path / "data.jsonl")
+
+
+def test_order_of_an_epoch():
+    order = batch_order(101, epoch=3, seed=7)
+    assert sorted(order) == list(range(101)) and list(order) != list(range(101))
+    assert (order == batch_order(101, 3, 7)).all()
+    assert (order != batch_order(101, 4, 7)).any() and (order != batch_order(101, 3, 8)).any()
+    assert (batch_order(101, 0, 1) != batch_order(101, 1, 0)).any()      # (seed, epoch) is no sum

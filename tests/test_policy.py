@@ -1,0 +1,297 @@
+"""policy.py: a group in one row is every (prompt, response) alone; a gradient is the same however it is computed.
+
+Guards against: siblings that see each other, positions that go on behind a sibling, sums divided twice over ranks or
+micro-batches, the stage-2 log-prob trap, a resume that is not exact, an update without anything to learn from.
+"""
+
+import copy
+import math
+import random
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from safetensors import SafetensorError
+from safetensors.torch import load, load_file, save_file
+
+import grpo
+from conftest import response_logprobs
+from data import Processor, Query
+from grpo import GroupKind, Member
+from policy import Policy, Row, UpdateSettings, micro_batches
+from sampler import HFEngine, Request
+
+# Shapes of groups: picture sizes, then the lengths of the responses (a length of 1 gives the row no input at all).
+SHAPES = [([(96, 96)], [3, 7, 1, 12, 5, 2, 9, 4]), ([], [5, 1]), ([(70, 131), (40, 33)], [1] * 3 + [6] * 13),
+          ([(64, 200)], [17])]
+
+
+def make_rows(processor, picture, shapes=SHAPES, seed: int = 0) -> list[Row]:
+    """Random responses with random advantages; every third member is rolled back (its engine log-probs are odd)."""
+    rng = random.Random(seed)
+    words = [i for i in range(600) if i not in processor.forbidden_ids]
+    rows = []
+    for r, (sizes, lengths) in enumerate(shapes):
+        prompt = processor.prompt(Query("q", [picture(w, h, 10 * r + i) for i, (w, h) in enumerate(sizes)],
+                                        "how many red ?" + " plus" * r, "-", "-"))
+        rows.append(Row(prompt, [
+            Member(rng.choices(words, k=n), [rng.uniform(-9, -5) for _ in range(n)], 0.0, k % 3 == 2, rng.gauss(0, 1))
+            for k, n in enumerate(lengths)]))
+    return rows
+
+
+def online(*rows: Row) -> list[grpo.Group]:
+    return [grpo.Group(row.prompt, row.members, GroupKind.ONLINE) for row in rows]
+
+
+def double(checkpoint, processor, perturbed: bool = False) -> Policy:
+    policy = Policy(checkpoint, processor, reference=perturbed, dtype=torch.float64)
+    if perturbed:
+        generator = torch.Generator().manual_seed(1)
+        for p in policy.reference.parameters():
+            p.add_(0.2 * p.std() * torch.randn(p.shape, generator=generator, dtype=p.dtype))
+    return policy
+
+
+def gradients(policy) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in policy.model.named_parameters()}
+
+
+def assert_same(a: dict, b: dict, relative: float) -> None:
+    """Equal up to `relative` times the largest entry of each tensor's gradient."""
+    assert a.keys() == b.keys()
+    for name in a:
+        scale = b[name].abs().max()
+        assert (a[name] - b[name]).abs().max() <= relative * scale + 1e-12, name
+
+
+# --------------------------------------------------------------------------------------------- one row, one group
+
+def test_packed_rows_equal_every_prompt_and_response_alone(checkpoint, processor, picture):
+    policy, rows = double(checkpoint, processor), make_rows(processor, picture)
+    packed, entropy = policy.logprobs(policy.pack(rows))
+    g = torch.randn(len(packed), generator=torch.Generator().manual_seed(0))
+    (packed * g).sum().backward()
+    got = gradients(policy)
+
+    policy.optimizer.zero_grad()
+    alone = torch.cat([response_logprobs(policy.model, row.prompt, m.ids, processor)
+                       for row in rows for m in row.members])
+    assert len(alone) == sum(len(m.ids) for row in rows for m in row.members)
+    torch.testing.assert_close(packed.double(), alone, atol=3e-6, rtol=0)      # token_logprob works in fp32
+    (alone * g).sum().backward()
+    assert_same(got, gradients(policy), 1e-5)
+    assert got["model.visual.patch_embed.proj.weight"].abs().max() > 0          # reaches the pixels
+
+
+def test_micro_batches_keep_every_member_once_and_the_budget(processor, picture):
+    rows = make_rows(processor, picture)
+    for budget in (1, 64, 100, 4096):
+        batches = micro_batches(rows, budget)
+        members = [id(m) for batch in batches for row in batch for m in row.members]
+        assert sorted(members) == sorted(id(m) for row in rows for m in row.members)
+        for batch in batches:
+            tokens = len(batch) * max(row.length for row in batch)
+            assert tokens <= budget or (len(batch) == 1 and len(batch[0].members) == 1)
+    assert len(micro_batches(rows, 1)) == 8 + 2 + 16 + 1 and len(micro_batches(rows, 4096)) == 1
+
+
+# --------------------------------------------------------------------------------------- one gradient, many ways
+
+@pytest.mark.parametrize("kl", [False, True], ids=["no KL", "KL"])
+@pytest.mark.parametrize("token_mean", [False, True], ids=["response mean", "token mean"])
+def test_the_gradient_does_not_depend_on_micro_batches(checkpoint, processor, picture, token_mean, kl):
+    policy, rows = double(checkpoint, processor, perturbed=kl), make_rows(processor, picture)
+    found = []
+    for budget in (4096, 200, 64):
+        sums = {}
+        settings = UpdateSettings(token_mean=token_mean, kl_coef=0.3 if kl else 0.0, micro_batch_tokens=budget)
+        policy.gradient(rows, settings, sums=sums)
+        found.append((gradients(policy), sums))
+    for other, sums in found[1:]:
+        assert_same(other, found[0][0], 1e-6)
+        assert sums == pytest.approx(found[0][1], rel=1e-5)
+
+
+def test_the_gradient_is_the_mean_by_its_definition(checkpoint, processor, picture):
+    """-1/M Σ_m 1/|y_m| Σ_t c_t A_m ∇logp_t + β KL, or 1/Σ|y_m| in front for the token mean; nothing clipped: ρ = 1."""
+    policy, rows = double(checkpoint, processor, perturbed=True), make_rows(processor, picture, SHAPES[:2])
+    members = [(row.prompt, m) for row in rows for m in row.members]
+    for token_mean, selective in ((False, True), (True, False)):
+        policy.gradient(rows, UpdateSettings(token_mean=token_mean, selective_kl=selective, kl_coef=0.3))
+        got, terms = gradients(policy), []
+        for prompt, m in members:
+            logp = response_logprobs(policy.model, prompt, m.ids, processor)
+            ref = response_logprobs(policy.reference, prompt, m.ids, processor)
+            gap = logp.detach() - torch.tensor(m.logprobs)
+            correction = 1.0 if m.rolled_back else gap.exp().clamp(max=2.0)         # cap 2
+            k3 = (ref - logp).exp() - (ref - logp) - 1
+            pays = 0.0 if m.rolled_back and selective else 0.3
+            terms.append((-correction * m.advantage * logp + pays * k3).sum() / (1 if token_mean else len(m.ids)))
+        policy.optimizer.zero_grad()
+        (sum(terms) / (sum(len(m.ids) for _, m in members) if token_mean else len(members))).backward()
+        assert_same(got, gradients(policy), 3e-5)
+
+
+def run_rank(rank: int, folder: str, checkpoint: str, images: list) -> None:
+    """One of two processes: rank 0 gets the first row, rank 1 the others; then rank 0 all and rank 1 none."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    processor = Processor(checkpoint)
+    policy, rows = double(checkpoint, processor), make_rows(processor, lambda w, h, seed: images[seed])
+    for name, mine in (("uneven", rows[:1] if rank == 0 else rows[1:]), ("empty", rows if rank == 0 else [])):
+        for token_mean in (False, True):
+            policy.gradient(mine, UpdateSettings(token_mean=token_mean, micro_batch_tokens=200))
+            save_file(gradients(policy), f"{folder}/{name}-{token_mean}-{rank}.safetensors")
+    metrics = policy.update(online(*(rows[:1] if rank == 0 else rows[1:])), 1, UpdateSettings())
+    save_file({k: torch.tensor(v, dtype=torch.float64) for k, v in metrics.items()},
+              f"{folder}/metrics-{rank}.safetensors")
+    dist.destroy_process_group()
+
+
+def test_two_ranks_equal_one(checkpoint, processor, picture, tmp_path):
+    policy, rows = double(checkpoint, processor), make_rows(processor, picture)
+    images = {10 * r + i: picture(w, h, 10 * r + i) for r, (sizes, _) in enumerate(SHAPES)
+              for i, (w, h) in enumerate(sizes)}
+    ranks = mp.spawn(run_rank, (str(tmp_path), checkpoint, images), nprocs=2, join=False)
+    try:
+        for token_mean in (False, True):
+            policy.gradient(rows, UpdateSettings(token_mean=token_mean))
+            save_file(gradients(policy), tmp_path / f"one-{token_mean}.safetensors")
+        one = policy.update(online(*rows), 1, UpdateSettings())
+        for _ in range(2):                                   # join() comes back when the first of them has ended
+            if ranks.join(timeout=100):
+                break
+    finally:
+        for process in ranks.processes:
+            process.kill()
+    for token_mean in (False, True):
+        expected = load_file(tmp_path / f"one-{token_mean}.safetensors")
+        for name in ("uneven", "empty"):
+            for rank in (0, 1):
+                assert_same(load_file(tmp_path / f"{name}-{token_mean}-{rank}.safetensors"), expected, 1e-6)
+    for rank in (0, 1):                                       # all ranks report the same numbers, those of one process
+        two = {k: v.item() for k, v in load_file(tmp_path / f"metrics-{rank}.safetensors").items()}
+        assert two == pytest.approx(one, rel=1e-5, abs=1e-9)
+
+
+# ---------------------------------------------------------------------------------------------------- the method
+
+@pytest.mark.parametrize("minibatches", [1, 2])
+def test_the_stage2_logprob_trap(checkpoint, processor, picture, minibatches):
+    """The report made each token e^6 times likelier.  Divided by THAT probability, the lesson's gradient is e^-6."""
+    policy, (row,) = double(checkpoint, processor), make_rows(processor, picture, [([(96, 96)], [5])])
+    logp = response_logprobs(policy.model, row.prompt, row.members[0].ids, processor)
+    row.members = [Member(row.members[0].ids, [v + 6 for v in logp.tolist()], 1.0, True, advantage=1.0)]
+    found = {}
+    for trap in (False, True):
+        settings = UpdateSettings(kl_coef=0.0, stage2_old_logprob=trap, minibatches=minibatches)
+        old = policy._old_logprobs([row], settings) if minibatches > 1 else None
+        sums = {}
+        policy.gradient([row], settings, old, sums)
+        found[trap] = gradients(policy)
+        # What the report added to each token; with the trap the numbers of two prompts are no longer told apart.
+        assert sums["context_gap"] / 5 == pytest.approx(0 if trap else 6, abs=1e-4)
+        assert sums["ratio"] / 5 == pytest.approx(math.exp(-6) if trap else 1, rel=1e-4)
+    assert_same(found[True], {name: math.exp(-6) * g for name, g in found[False].items()}, 1e-4)
+
+
+def test_first_update_of_a_sampled_mixed_group(policy, processor, prompt_of):
+    engine = HFEngine(policy.model, processor, max_new_tokens=6)
+    prompt, start = prompt_of("how many dax plus red ?", (96, 96)), copy.deepcopy(policy.model.state_dict())
+    shown = processor.follow_up(prompt, [5, processor.eos_id], "Solve it again .")
+    failed, = engine.generate([Request(prompt, [1, 2, 3])])
+    retry, = engine.generate([Request(shown, [4])])
+    group = grpo.form_group(prompt, [Member(s.ids, s.logprobs, 0.0) for s in failed],
+                            [Member(retry[0].ids, retry[0].logprobs, 1.0)], 0.5)
+    metrics = policy.update([group], 1, UpdateSettings())
+    tokens, retried = sum(len(m.ids) for m in group.members), len(retry[0].ids)
+    here = response_logprobs(policy.reference, prompt, retry[0].ids, processor)
+    gap = (torch.tensor(retry[0].logprobs) - here).mean().item()
+    assert abs(gap) > 1e-3                                       # the two prompts do differ
+    assert (metrics["ratio"], metrics["kl"], metrics["clipped_share"], metrics["clamped_share"]) == (1, 0, 0, 0)
+    assert metrics["context_gap"] == pytest.approx(gap, abs=1e-4)
+    assert metrics["engine_gap_max"] < 0.2                       # forbidden ids only
+    assert metrics["trained_tokens"] == tokens and metrics["rolled_back_token_share"] == pytest.approx(retried / tokens)
+    # Three negatives of advantage -a, one positive of 3a, each a mean over its tokens: the positive weighs 3 of 6.
+    assert metrics["rolled_back_gradient_share"] == pytest.approx(0.5, rel=1e-5)
+    assert metrics["grad_norm"] > 0 and metrics["learning_rate"] == pytest.approx(1e-4 / 3)
+    after = response_logprobs(policy.model, prompt, retry[0].ids, processor)
+    assert after.sum() > here.sum()                              # the lesson has become likelier
+    assert all(torch.equal(v, start[k]) for k, v in policy.reference.state_dict().items())
+
+
+def test_an_update_without_groups_leaves_everything_as_it_is(policy, processor, picture):
+    row, = make_rows(processor, picture, SHAPES[:1])
+    policy.update(online(row), 1, UpdateSettings())            # AdamW has momentum
+    before = copy.deepcopy(policy.model.state_dict())
+    useless = [grpo.Group(row.prompt, row.members, kind) for kind in
+               (GroupKind.ALL_NEGATIVE, GroupKind.ALL_POSITIVE, GroupKind.TOO_SMALL)]
+    for groups in ([], useless):
+        for minibatches in (1, 3):
+            metrics = policy.update(groups, 2, UpdateSettings(minibatches=minibatches))
+            assert (metrics["grad_norm"], metrics["loss"], metrics["ratio"], metrics["trained_tokens"]) == (0, 0, 1, 0)
+    assert all(torch.equal(v, before[k]) for k, v in policy.model.state_dict().items())
+
+
+def test_a_gradient_that_is_no_number_stops_before_the_update(policy, processor, picture):
+    row, = make_rows(processor, picture, SHAPES[:1])
+    row.members[0].advantage = math.nan
+    before = copy.deepcopy(policy.model.state_dict())
+    with pytest.raises(FloatingPointError, match="step 7"):
+        policy.update(online(row), 7, UpdateSettings())
+    assert all(torch.equal(v, before[k]) for k, v in policy.model.state_dict().items())
+
+
+def test_learning_rate(policy):
+    policy.learning_rate, policy.min_lr_ratio, policy.total_steps, policy.warmup_steps = 1e-3, 0.1, 10, 2
+    # Up: 1/2, 2/2.  Down: half-way (4 of 8 steps) cosine 0.5, so 0.1 + 0.9 * 0.5 = 0.55; a quarter: cosine (1 + √½) / 2
+    expected = {1: 5e-4, 2: 1e-3, 4: 1e-3 * (0.1 + 0.9 * (1 + math.sqrt(0.5)) / 2), 6: 5.5e-4, 10: 1e-4, 12: 1e-4}
+    assert {step: policy.learning_rate_at(step) for step in expected} == pytest.approx(expected)
+    policy.warmup_steps = 0
+    assert policy.learning_rate_at(5) == pytest.approx(5.5e-4)
+
+
+# --------------------------------------------------------------------------------------------------- checkpoints
+
+def test_a_loaded_checkpoint_goes_on_bit_for_bit(policy, checkpoint, processor, picture, tmp_path):
+    rows = make_rows(processor, picture)
+    for step in (1, 2):
+        policy.update(online(rows[step]), step, UpdateSettings())
+    policy.save(tmp_path)
+    resumed = Policy(checkpoint, processor)
+    resumed.load(tmp_path)
+    for step in (3, 4):                                      # the KL too: the reference is still the start policy
+        one, other = (p.update(online(rows[step % 4]), step, UpdateSettings()) for p in (policy, resumed))
+        assert one == other and one["kl"] > 0
+    for (name, p), q in zip(policy.model.named_parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(p, q), name
+
+    # The folder is an ordinary checkpoint: it can be the start of another run.
+    fresh = Policy(str(tmp_path), Processor(str(tmp_path)), reference=False)
+    saved = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(v, saved[k]) for k, v in fresh.model.state_dict().items() if k in saved)
+
+
+def test_a_checkpoint_before_the_first_update(policy, tmp_path):
+    start = copy.deepcopy(policy.model.state_dict())
+    policy.save(tmp_path)                                    # no state of the optimiser yet
+    policy.model.lm_head.weight.data.zero_()
+    policy.load(tmp_path)
+    assert all(torch.equal(v, start[k]) for k, v in policy.model.state_dict().items())
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors"])
+def test_a_damaged_checkpoint_is_refused(policy, processor, picture, tmp_path, file):
+    policy.update(online(*make_rows(processor, picture, SHAPES[:1])), 1, UpdateSettings())
+    policy.save(tmp_path)
+    whole = (tmp_path / file).read_bytes()
+    tensors = {k: v for k, v in load(whole).items() if "visual.blocks.0" not in k}
+    (tmp_path / file).unlink()                               # its pages may be in use: it must not shrink in place
+    (tmp_path / file).write_bytes(whole[:len(whole) // 2])
+    with pytest.raises(SafetensorError):
+        policy.load(tmp_path)
+    save_file(tensors, tmp_path / file)
+    with pytest.raises((ValueError, KeyError)):              # else momentum is forgotten and nobody is told
+        policy.load(tmp_path)
