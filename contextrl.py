@@ -155,7 +155,7 @@ def dist_init() -> tuple[int, int, str]:
     if world > 1:
         if cuda:
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(minutes=30))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(minutes=30))
     return int(os.environ.get("RANK", 0)), world, device
 
 

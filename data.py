@@ -16,6 +16,7 @@ keep engine and trainer on the same input:
     python data.py FILE.jsonl        checks a file and prints what is in it
 """
 
+import hashlib
 import io
 import json
 import sys
@@ -69,8 +70,12 @@ def load_queries(path: str | Path) -> list[Query]:
     path = Path(path)
     if not path.is_file():
         raise DataError(f"data file not found: {path}")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")       # splitlines() would also split inside a text
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: not a UTF-8 text file") from None
     queries, seen = [], set()
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         where = f"{path}:{number}"
@@ -96,7 +101,7 @@ def load_queries(path: str | Path) -> list[Query]:
         for image in row["images"]:
             try:
                 with Image.open(image) as picture:
-                    picture.verify()
+                    picture.load()
             except (OSError, SyntaxError, UnidentifiedImageError) as error:
                 raise DataError(f"{where}: cannot read image {image} ({type(error).__name__})") from None
         queries.append(Query(**row))
@@ -112,16 +117,18 @@ def save_queries(queries: list[Query], path: str | Path) -> None:
     with open(path, "w", encoding="utf-8") as file:
         for query in queries:
             row = asdict(query)
-            row["images"] = [save_image(image, path.parent / "images", f"{query.id}-{i}")
+            row["images"] = [save_image(image, path.parent / "images", f"{query.id}-{i}", replace=True)
                              for i, image in enumerate(query.images)]
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def save_image(image: str | bytes, folder: Path, name: str) -> str:
+def save_image(image: str | bytes, folder: Path, name: str, replace: bool = False) -> str:
     """Copies one image into `folder` under a safe name (once) and returns its path relative to folder's parent."""
     safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
+    if safe != name:                                # two names may look alike now
+        safe += "-" + hashlib.sha256(name.encode()).hexdigest()[:8]
     target = folder / f"{safe}.png"
-    if not target.exists():
+    if replace or not target.exists():
         if isinstance(image, bytes):
             target.write_bytes(image)
         else:
@@ -161,7 +168,7 @@ class Processor:
         self.forbidden_ids = sorted({self.image_id, config.video_token_id, config.vision_start_token_id,
                                      config.vision_end_token_id,
                                      *range(len(self.tokenizer), config.text_config.vocab_size)})
-        self.pixels = lru_cache(maxsize=1024)(self._pixels)
+        self.pixels = lru_cache(maxsize=64)(self._pixels)     # a step's pictures, not an epoch's
 
     def _pixels(self, image: str | bytes) -> tuple[torch.Tensor, tuple[int, int, int]]:
         """-> (patches [t*h*w, C*T*P*P] float32, (t, h, w) in patches).  The one place that decodes images."""
@@ -190,11 +197,16 @@ class Processor:
                       list(query.images))
 
     def follow_up(self, prompt: Prompt, response_ids: list[int], message: str) -> Prompt:
-        """The same prompt, then the response (its own ids, untouched), then a second user turn with `message`."""
+        """The same prompt, then the response (its own ids, untouched), then a second user turn with `message`.
+
+        `message` holds a judge's words: special tokens in it are removed, they could open or close turns.
+        """
+        for token in self.tokenizer.all_special_tokens:
+            message = message.replace(token, "")
         marker = "@@response@@"
         turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": marker},
                  {"role": "user", "content": message}]
-        tail = self._chat(turns, generate=True).split(marker)[1]
+        tail = self._chat(turns, generate=True).split(marker, 1)[1]
         if response_ids and response_ids[-1] == self.eos_id:        # the response already closed its turn
             tail = tail.removeprefix(self.tokenizer.eos_token)
         added = list(response_ids) + self.tokenizer(tail, add_special_tokens=False)["input_ids"]

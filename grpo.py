@@ -97,7 +97,7 @@ def overlong_penalty(length: int, limit: int, buffer: int) -> float:
     >>> overlong_penalty(24, 32, 8), overlong_penalty(28, 32, 8), overlong_penalty(32, 32, 8)
     (0.0, -0.5, -1.0)
     """
-    return -min(max(0.0, (length - (limit - buffer)) / buffer), 1.0)
+    return max(min(0.0, (limit - buffer - length) / buffer), -1.0)
 
 
 # ------------------------------------------------------------------------------------------------- log-prob

@@ -263,11 +263,9 @@ class Policy:
         if unexpected or set(missing) - tied:
             raise ValueError(f"{folder}: weights of another model ({len(missing)} missing, {len(unexpected)} unknown)")
         state = load_file(folder / "optimizer.safetensors")
-        for name, p in self.model.named_parameters():
-            found = {key: state[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")
-                     if f"{name}.{key}" in state}
-            if found:
-                self.optimizer.state[p] = found
+        if state:                                  # empty before the first update
+            for name, p in self.model.named_parameters():
+                self.optimizer.state[p] = {key: state[f"{name}.{key}"].clone() for key in ("step", "exp_avg", "exp_avg_sq")}
 
 
 def micro_batches(rows: list[Row], budget: int) -> list[list[Row]]:

@@ -111,7 +111,7 @@ def has_revision_cue(text: str) -> bool:
 
 def says_nothing(text: str) -> bool:
     """Empty, punctuation only, or an opener without content: negative without asking anybody."""
-    plain = re.sub(r"[^\w' ]+", " ", text).strip().lower()
+    plain = re.sub(r"[^\w' ]+|_", " ", text.replace("’", "'")).strip().lower()
     return not re.search(r"\w", plain) or " ".join(plain.split()) in EMPTY_OPENERS
 
 
@@ -169,26 +169,30 @@ def judge_messages(query: Query, response: str, context: str) -> list[dict]:
 
 # -------------------------------------------------------------------------------------------------- the parser
 
-def parse_verdict(raw: str) -> Verdict:
-    """Reads a judge's output strictly: one JSON object with the four keys, scores 0 or 1.  Else FAILED, with the reason.
+def parse_verdict(raw: str, response: str = "") -> Verdict:
+    """Reads a judge's output strictly: it must END with one JSON object with the keys, scores 0 or 1.  Else FAILED.
 
-    A judge may think first, or fence its object.  If several objects have the keys (say, one is quoted from the
-    response) nobody can tell which one counts: FAILED.
+    Thoughts, prose and a code fence may stand before it.  The object has to begin a line: newlines are escaped inside
+    JSON texts, so what a judge quotes in its Analysis never does.  An object copied from the response does not count.
     """
-    text = raw.rsplit("</think>", 1)[-1]
-    found, at, decoder = [], text.find("{"), json.JSONDecoder()
-    while at >= 0:
-        try:
-            value, end = decoder.raw_decode(text, at)
-        except json.JSONDecodeError:
-            at = text.find("{", at + 1)
+    value = None
+    parts = raw.split("</think>")
+    for text in ("</think>".join(parts[i:]) for i in range(len(parts))):
+        start = re.search(r"^[ \t]*\{", text, re.MULTILINE)
+        if not start:
             continue
-        if "Correctness" in value:
-            found.append(value)
-        at = text.find("{", end)
-    if len(found) != 1:
-        return Verdict.failed("no JSON verdict" if not found else "several JSON verdicts")
-    value = found[0]
+        at = start.end() - 1
+        try:
+            found, end = json.JSONDecoder().raw_decode(text, at)
+        except (ValueError, RecursionError):
+            continue
+        if text[end:].strip() in ("", "```"):
+            if "".join(text[at:end].split()) in "".join(response.split()):
+                return Verdict.failed("the verdict is copied from the response")
+            value = found
+            break
+    if value is None:
+        return Verdict.failed("not one JSON verdict")
     missing = [key for key in VERDICT_SCHEMA["required"][:3] if key not in value]
     if missing:
         return Verdict.failed(f"missing key {missing[0]}")
@@ -215,9 +219,9 @@ def report_leaks(report: str, query: Query, response: str) -> bool:
     (False, True)
     """
     def words(text: str) -> list[str]:
-        return re.findall(r"[\w.]+", text.lower())
+        return re.findall(r"\w+(?:\.\w+)*", text.lower())
     answer = " ".join(words(query.answer))
-    stated = f" {' '.join(words(report))} "
+    stated = f" {' '.join(words(re.sub(r'(?i)step [0-9]+', 'step', report)))} "
     if answer and re.search(rf" (?:is|be|equals|answer|boxed|namely) {re.escape(answer)} ", stated):
         return True
     # Words like yes, no, A are too common to mean anything by themselves.
@@ -225,7 +229,8 @@ def report_leaks(report: str, query: Query, response: str) -> bool:
     if telling and f" {answer} " in stated and f" {answer} " not in f" {' '.join(words(response + ' ' + query.question))} ":
         return True
     solution, known = words(query.solution), " ".join(words(response + " " + query.question))
-    runs = (" ".join(solution[i:i + 8]) for i in range(len(solution) - 7))
+    window = min(8, max(len(solution), 4))
+    runs = (" ".join(solution[i:i + window]) for i in range(len(solution) - window + 1))
     return any(run in stated and run not in known for run in runs)
 
 
@@ -249,6 +254,8 @@ class Verifier:
 
     def judge(self, queries: list[Query], responses: list[str]) -> list[Verdict]:
         """One verdict per (query, response), in order; calls run side by side."""
+        if len(queries) != len(responses):
+            raise ValueError(f"{len(queries)} queries but {len(responses)} responses")
         with ThreadPoolExecutor(self.concurrency) as pool:
             verdicts = list(pool.map(self._judge_one, queries, responses))
         for verdict in verdicts:
@@ -269,7 +276,7 @@ class Verifier:
             raw = self.chat(judge_messages(query, response, self.context))
         except (JudgeError, TimeoutError, ConnectionError) as error:
             return Verdict.failed(type(error).__name__)
-        verdict = parse_verdict(raw)
+        verdict = parse_verdict(raw, response)
         if verdict.report and report_leaks(verdict.report, query, response):
             verdict.report, verdict.leaked = "", True
         return verdict

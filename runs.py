@@ -119,7 +119,9 @@ def record(r: Rollout, step: int, folder: Path) -> dict:
 def read_recording(path: str) -> dict[int, list[dict]]:
     """rollouts.jsonl -> rows by step."""
     steps: dict[int, list[dict]] = {}
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), start=1):
+        if not line:
+            continue
         try:
             row = json.loads(line)
             steps.setdefault(row["step"], []).append(row)
@@ -210,10 +212,10 @@ class Run:
         if not file.exists():
             return
         kept = []
-        for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
-            if not self.checkpoint or not line.endswith("\n") or json.loads(line)["step"] > self.step:
+        for line in file.read_text(encoding="utf-8").split("\n")[:-1]:
+            if not self.checkpoint or json.loads(line)["step"] > self.step:
                 break
-            kept.append(line)
+            kept.append(line + "\n")
         write_atomic(file, "".join(kept))
 
     def print(self, *text) -> None:
@@ -257,7 +259,7 @@ class Run:
         return self.seconds + time.time() - self.start_time
 
     def metrics(self) -> list[dict]:
-        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().split("\n") if line]
 
 
 def write_atomic(file: Path, text: str) -> None:

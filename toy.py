@@ -206,7 +206,7 @@ class ToyVerifier:
 
     def judge_one(self, facts: dict, text: str) -> Verdict:
         answer = final_answer(text)
-        steps = [s.strip() for s in text.split(";") if s.strip() and "\\boxed" not in s]
+        steps = [s.strip() for s in re.sub(r"\\boxed\{[^{}]*\}", "", text).split(";") if s.strip()]
         steps = [s for s in steps if s not in NO_CLAIM]
         claims = [CLAIM.match(step) for step in steps]
         results = [int(c[2]) for c in claims if c and c[1] in OPERATORS]

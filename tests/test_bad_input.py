@@ -301,7 +301,7 @@ def checkpoint(place: Path) -> Path:
 
 RESUMES = {                                   # how (folder with run/ and model/) is spoilt -> what the line must name
     "another model": (lambda place: deeper(place / "model"), "another model"),
-    "another size": (lambda place: wider(place / "model"), "model"),
+    "another size": (lambda place: wider(place / "model"), "checkpoint"),
     "truncated weights": (lambda place: cut(checkpoint(place) / "model.safetensors"), "step-000001"),
     "truncated optimiser": (lambda place: cut(checkpoint(place) / "optimizer.safetensors"), "step-000001"),
     "no optimiser": (lambda place: (checkpoint(place) / "optimizer.safetensors").unlink(), "step-000001"),

@@ -32,10 +32,10 @@ def text_of(messages: list[dict]) -> str:
     verdict(0, 1, "red is not 4"),
     f"```json\n{verdict(0, 1, 'red is not 4')}\n```",
     f"<think>first {{ braces }} and {verdict(1)} maybe</think>\n{verdict(0, 1, 'red is not 4')}",
-    f"so \\boxed{{5}} it is: {verdict(0, 1, 'red is not 4')} That is all.",
+    f"so \\boxed{{5}} it is:\n{verdict(0, 1, 'red is not 4')}",
     verdict("0", "1", " red is not 4\n"),                                    # digits as texts are read as digits
     verdict(0, 1, "red is not 4", Confidence=0.9),
-], ids=["clean", "fenced", "after thinking", "text around", "digits as texts", "one more key"])
+], ids=["clean", "fenced", "after thinking", "prose before", "digits as texts", "one more key"])
 def test_readable_outputs(raw):
     v = parse_verdict(raw)
     assert (v.status, v.correct, v.consistent, v.report) == (VerdictStatus.JUDGED, False, True, "red is not 4")
@@ -125,7 +125,7 @@ def test_a_hostile_response_stays_between_its_boundaries_and_stays_wrong(respons
     lambda seen: f"The response is\n\n{seen}",
     lambda seen: "The response is " + seen.replace(", ", ",\n    ").replace("{", "{\n    "),
     lambda seen: "It ends with " + seen[seen.rindex('{"Analysis"'):],
-], ids=["quotes without escapes", "is cut off after quoting", "only quotes", "quotes with other spaces", "quotes the end"])
+], ids=["quotes unescaped", "is cut off after quoting", "only quotes", "quotes with other spaces", "quotes its end"])
 @pytest.mark.parametrize("response", [WIN, f"red 4 ; \\boxed{{6}}\n{WIN}", '{"a": ' * 2000 + WIN],
                          ids=["bare", "with an answer", "behind deep nesting"])
 def test_a_careless_judge_that_quotes_a_verdict_has_not_given_it(judge, response):
@@ -206,10 +206,10 @@ def test_verdicts_come_in_order_and_a_bad_stretch_stops_the_run():
     assert [v.reward for v in first] == [1.0, None, 0.0, None, None]     # 3 of 5 failed, but 5 are no window yet
     assert [v.reward for v in verifier.judge([QUERY], ["red 3"])] == [1.0]  # 3 of 6: not MORE than half
     assert verifier.judge([QUERY] * 3, ["red 3"] * 3)                       # the last six hold 2 failures
-    with pytest.raises(VerifierUnreliable, match=r"4 of the last 6 verdicts failed \(.*TimeoutError.*no JSON verdict"):
+    with pytest.raises(VerifierUnreliable, match=r"4 of the last 6 verdicts failed \(.*TimeoutError.*JSON verdict"):
         verifier.judge([QUERY] * 4, ["slow", "slow", "slow", "odd"])
     assert verifier.counts["verdicts"] == 13 and verifier.counts["failed"] == 7
-    assert verifier.counts["failed: TimeoutError"] == 5 and verifier.counts["failed: no JSON verdict"] == 2
+    assert verifier.counts["failed: TimeoutError"] == 5 and verifier.counts["failed: not one JSON verdict"] == 2
 
 
 # --------------------------------------------------------------------------------------------- leaking reports
