@@ -4,7 +4,7 @@
     python experiments.py ablations     the paper's Table 4, and one trap               -> table, assets/ablations.png
 
 Every row is run with several seeds.  A seed changes the order of the queries and every sample, not the warm start, the
-training pool or the held-out pictures.  Finished runs under --folder are not run again; a table is made from what their
+training pool or the held-out pictures.  The default seeds took no part in choosing any setting.  Finished runs under --folder are not run again; a table is made from what their
 summary.json says, nothing else.
 """
 
@@ -21,7 +21,7 @@ HERE = Path(__file__).resolve().parent
 
 METHODS = {
     "SFT, teacher's references": "--method sft --queries_per_step 64 --learning_rate 3e-4",
-    "SFT, teacher's, 3 x steps": "--method sft --queries_per_step 64 --learning_rate 3e-4 --steps 180",
+    "SFT, teacher's, 3 x steps": "--method sft --queries_per_step 64 --learning_rate 3e-4 --steps 360",
     "SFT, canonical (control)": "--method sft --queries_per_step 64 --data {folder}/canonical/train.jsonl "
                                 "--eval_data {folder}/canonical/heldout.jsonl",
     "GRPO, answer only": "--method grpo --verifier_context answer",
@@ -31,22 +31,28 @@ METHODS = {
 }
 ABLATIONS = {
     "ContextRL": "--method contextrl",
-    "judge sees the answer only": "--verifier_context answer",
-    "no stage 2": "--no_stage2",
-    "no report": "--no_report",
-    "no scaling (λ = 1)": "--mixed_scale 1",
-    "trap: stage-2 old log-prob": "--stage2_old_logprob",
+    "judge sees the answer only": "--method contextrl --verifier_context answer",
+    "no stage 2": "--method grpo",               # the same run as --no_stage2, which a test shows
+    "no report": "--method contextrl --no_report",
+    "no scaling (λ = 1)": "--method contextrl --mixed_scale 1",
+    "trap: stage-2 old log-prob": "--method contextrl --stage2_old_logprob",
 }
 TIMEOUT = 1800          # seconds for one run
 
 
-def run_name(label: str, seed: int) -> str:
-    return "".join(c if c.isalnum() else "-" for c in label).strip("-").lower() + f"-seed{seed}"
+def run_name(arguments: str, seed: int) -> str:
+    """Folder of a run: the same settings in two tables are one run.
+
+    >>> run_name("--method grpo --verifier_context answer", 1)
+    'grpo-verifier_context-answer-seed1'
+    """
+    words = arguments.replace("{folder}/", "").replace("/", "-").replace("--method ", "").replace("--", "").split()
+    return "-".join([*words, f"seed{seed}"])
 
 
 def run_one(label: str, arguments: str, seed: int, folder: Path) -> Path:
     """One finished run folder; resumes what was interrupted."""
-    target = folder / run_name(label, seed)
+    target = folder / run_name(arguments, seed)
     if (target / "summary.json").exists():
         return target
     command = [sys.executable, str(HERE / "contextrl.py"), *arguments.format(folder=folder).split(),
@@ -145,7 +151,7 @@ def make_figure(results: dict[str, list[Path]], target: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment", choices=("methods", "ablations"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[2, 3, 4])
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each")
     parser.add_argument("--folder", type=Path, default=HERE / "runs" / "experiments")
     args = parser.parse_args()

@@ -211,8 +211,8 @@ def test_kill_dash_nine(world, tmp_path):
     assert 2 <= done < 8
     with open(killed / "metrics.jsonl", "a") as file:
         file.write('{"step": 99, "rew')                                    # torn in the middle of a line
-    with open(killed / "rollouts.jsonl", "a") as file:
-        file.write('{"step": ')
+    with open(killed / "rollouts.jsonl", "ab") as file:
+        file.write('{"step": 99, "question": "3 ×'.encode()[:-1])          # torn in the middle of a character
 
     train(world / "train.jsonl", killed, "--resume", **settings)
     assert_same_run(train(world / "train.jsonl", tmp_path / "whole", **settings), killed)
