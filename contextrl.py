@@ -19,6 +19,7 @@ the README.  Not here: tools, multi-turn, asynchronous rollouts, a reward model 
 """
 
 import json
+import math
 import os
 import sys
 import time
@@ -44,6 +45,12 @@ from sampler import HFEngine, Sample
 
 def setting(default, text: str):
     return field(default=default, metadata={"help": text})
+
+
+LEAST = {"steps": 1, "stop_after": 0, "queries_per_step": 1, "group_size": 2, "max_new_tokens": 1, "max_pixels": 4096,
+         "seed": 0, "warmup_steps": 0, "min_lr_ratio": 0, "weight_decay": 0, "minibatches": 1, "micro_batch_tokens": 1,
+         "kl_coef": 0, "refill_rounds": 1, "overlong_buffer": 1, "eval_every": 0, "save_every": 1}
+ABOVE_ZERO = ("temperature", "learning_rate", "max_grad_norm", "clip_high", "mismatch_cap")
 
 
 @dataclass
@@ -102,17 +109,15 @@ class Config:
         self.kl_coef = self.kl_coef if self.kl_coef is not None else (0.0 if dapo or sft else 0.01)
         self.token_mean = self.token_mean if self.token_mean is not None else (dapo or sft)
         self.stage2 = self.stage2 and self.method == "contextrl"
+        for name, least in LEAST.items():
+            if not least <= getattr(self, name) < math.inf:
+                raise UsageError(f"--{name} must be at least {least}, not {getattr(self, name)}")
+        for name in ABOVE_ZERO:
+            if not 0 < getattr(self, name) < math.inf:
+                raise UsageError(f"--{name} must be above 0, not {getattr(self, name)}")
         for bad, message in [
-            (self.steps < 1, f"--steps must be at least 1, not {self.steps}"),
-            (self.group_size < 2, f"--group_size (K) must be at least 2, not {self.group_size}: no baseline"),
             (not 0 < self.mixed_scale <= 1, f"--mixed_scale (λ) must be in (0, 1], not {self.mixed_scale}"),
-            (self.queries_per_step < 1, "--queries_per_step must be at least 1"),
-            (self.max_new_tokens < 1, "--max_new_tokens must be at least 1"),
-            (self.temperature <= 0, "--temperature must be above 0: greedy samples have no variance"),
-            (self.learning_rate <= 0, "--learning_rate must be above 0"),
-            (self.kl_coef < 0, "--kl_coef (β) must not be negative"),
-            (not (0 < self.clip_low < 1 and self.clip_high > 0), "--clip_low must be in (0, 1), --clip_high above 0"),
-            (self.minibatches < 1, "--minibatches must be at least 1"),
+            (not 0 < self.clip_low < 1, f"--clip_low must be in (0, 1), not {self.clip_low}"),
             (self.rollout_only and bool(self.rollouts_from), "--rollout_only and --rollouts_from exclude each other"),
             (sft and (self.rollout_only or bool(self.rollouts_from)), "--method sft has no rollouts"),
             (self.device not in ("auto", "cpu", "cuda"), f"--device must be auto, cpu or cuda, not {self.device}"),
@@ -132,19 +137,31 @@ class Config:
 
 
 def read_config(arguments: list[str]) -> Config:
+    """Command line, or one JSON file with the same names (the config.json of a run, say)."""
     from transformers import HfArgumentParser
 
-    parser = HfArgumentParser(Config, description=__doc__.split("\n\n")[0])
+    parser = HfArgumentParser(Config, description=__doc__.split("\n\n")[0], allow_abbrev=False)
 
     def refuse(message: str):
         raise UsageError(message)
     parser.error = refuse                                   # one line instead of a page of usage
+    if len(arguments) == 1 and arguments[0].endswith(".json"):
+        try:
+            settings = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UsageError(f"cannot read settings from {arguments[0]}: {first_line(error)}") from None
+        if not isinstance(settings, dict):
+            raise UsageError(f"cannot read settings from {arguments[0]}: not a JSON object")
+        given = {name: value for name, value in settings.items() if value is not None}
+        arguments = [word for name, value in given.items() for word in (f"--{name}", str(value))]
     try:
-        if len(arguments) == 1 and arguments[0].endswith(".json"):
-            return parser.parse_json_file(arguments[0])[0].resolve()
         return parser.parse_args_into_dataclasses(arguments)[0].resolve()
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(str(error).splitlines()[0]) from None
+    except ValueError as error:
+        raise UsageError(first_line(error)) from None
+
+
+def first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip()
 
 
 def dist_init() -> tuple[int, int, str]:
@@ -172,9 +189,13 @@ def build_world(config: Config) -> tuple[list[Query], list[Query], object, objec
     heldout = load_queries(config.eval_data) if config.eval_data else (
         toy.heldout_queries() if config.data == "toy" else [])
     for query in [*train, *heldout]:
-        if not query.facts:
+        if not toy.FACTS <= set(query.facts):
             raise UsageError(f"query {query.id}: --verifier toy needs the facts of its picture")
     return train, heldout, toy.ToyVerifier(config.verifier_context), toy.ToyVerifier("solution"), toy.COUNTED
+
+
+# What transformers raises on folders that are not a complete checkpoint of a vision-language model.
+LOADING = (OSError, ValueError, RuntimeError, AttributeError, KeyError, TypeError, ImportError)
 
 
 def build_policy(config: Config, run: Run, device: str) -> tuple[Processor, Policy]:
@@ -185,16 +206,16 @@ def build_policy(config: Config, run: Run, device: str) -> tuple[Processor, Poli
         policy = Policy(config.model, processor, config.learning_rate, config.steps, config.warmup_steps,
                         config.min_lr_ratio, config.weight_decay, config.temperature,
                         reference=config.kl_coef > 0, device=device)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UsageError(f"cannot load model {config.model}: {str(error).splitlines()[0]}") from None
+    except (*LOADING, SafetensorError) as error:
+        raise UsageError(f"cannot load model {config.model}: {first_line(error)}") from None
     if run.checkpoint:
         was, now = run.state()["model"], model_fingerprint(config.model)
         if was != now:
             raise UsageError(f"--resume: checkpoint of another model ({was}) than {config.model} ({now})")
         try:
             policy.load(run.checkpoint)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise UsageError(f"cannot load checkpoint {run.checkpoint}: {str(error).splitlines()[0]}") from None
+        except (*LOADING, SafetensorError) as error:
+            raise UsageError(f"cannot load checkpoint {run.checkpoint}: {first_line(error)}") from None
     return processor, policy
 
 
@@ -271,18 +292,22 @@ def collect_refilling(queries, run: Run, config: Config, *parts) -> list[Rollout
 
 
 def reference_groups(queries: list[Query], processor: Processor) -> list[grpo.Group]:
-    """SFT in the same code: one member per query, its reference, with advantage 1 (then the gradient is that of -logp)."""
-    return [grpo.Group(processor.prompt(q), [grpo.Member(processor.encode_response(q.solution), [], 1.0, advantage=1.0)],
-                       grpo.GroupKind.ONLINE, q.id) for q in queries]
+    """SFT in the same code: one member per query, its reference, with advantage 1; the gradient is that of -logp."""
+    def reference(query: Query) -> grpo.Member:
+        return grpo.Member(processor.encode_response(query.solution), [], 1.0, advantage=1.0)
+
+    return [grpo.Group(processor.prompt(q), [reference(q)], grpo.GroupKind.ONLINE, q.id) for q in queries]
 
 
-def self_check(run: Run, metrics: dict, config: Config) -> None:
+def self_check(run: Run, metrics: dict) -> None:
     """First-step numbers with what they should be; a stranger sees at once if something is wired wrongly."""
-    same = "1 exactly: one update per batch" if config.minibatches == 1 else "near 1"
-    lines = [("mean ratio", metrics["ratio"], same), ("KL to the start policy", metrics["kl"], "0: nothing has moved yet"),
+    if metrics["ratio_before_update"] is None:
+        return run.print("self-check of the first step: no group has variance, there is nothing to check")
+    lines = [("mean ratio before the update", metrics["ratio_before_update"], "1: the policy has not moved"),
+             ("KL to the start policy, before", metrics["kl_before_update"], "0: nothing has moved yet"),
              ("largest |engine - trainer| log-prob", metrics["engine_gap_max"], "below 1e-3 in fp32"),
              ("entropy per token (nats)", metrics["entropy"], "above 0, well below ln V"),
-             ("gradient norm", metrics["grad_norm"], "finite; 0 only if no group has variance")]
+             ("gradient norm", metrics["grad_norm"], "finite and above 0")]
     run.print("self-check of the first step\n" + "\n".join(f"  {n:38s} {v:10.6f}   expected {e}" for n, v, e in lines))
 
 
@@ -294,10 +319,13 @@ def train(config: Config) -> Path:
         raise UsageError(f"--queries_per_step {config.queries_per_step} cannot be split over {world} ranks")
     run = Run(config, rank, world)
     queries, heldout, verifier, exact_verifier, counted = build_world(config)
-    recorded = read_recording(config.rollouts_from) if config.rollouts_from else None
     by_id = {q.id: q for q in queries}
+    recorded = read_recording(config.rollouts_from, set(by_id), config.steps) if config.rollouts_from else None
     processor, policy = build_policy(config, run, "cpu" if config.device == "cpu" else device)
     engine = HFEngine(policy.model, processor, config.temperature, config.max_new_tokens)
+    for query in [*queries, *heldout]:
+        processor.check(query)
+    run.open(config)
 
     def evaluate(temperature: float = 1.0) -> dict:
         return summarise(measure(engine, processor, heldout, exact_verifier, temperature,
@@ -316,7 +344,7 @@ def train(config: Config) -> Path:
             run.cursor += len(batch)
             groups = reference_groups(batch[rank::world], processor)
         elif recorded is not None:
-            rollouts = replay(recorded.get(run.step, [])[rank::world], by_id, processor,
+            rollouts = replay(recorded[run.step][rank::world], by_id, processor,
                               lambda *parts: roll_back(config, *parts))
             groups = [r.group for r in rollouts]
         else:
@@ -330,7 +358,7 @@ def train(config: Config) -> Path:
             metrics |= policy.update(groups, run.step, config.update_settings())
             engine.load_weights(policy.model.named_parameters())
             if run.step == 1:
-                self_check(run, metrics, config)
+                self_check(run, metrics)
         metrics |= {"time/rollout": sampled - began, "time/update": time.time() - sampled}
 
         at_end = run.step == config.steps
@@ -371,6 +399,7 @@ def main() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()              # loading bars of a model that loads in a second
+    logging.set_verbosity_error()               # what matters is raised
     try:
         train(read_config(sys.argv[1:]))
     except (UsageError, DataError) as error:

@@ -91,6 +91,9 @@ def load_queries(path: str | Path) -> list[Query]:
         for name in REQUIRED:
             if not isinstance(row.get(name), str) or not row[name].strip():
                 raise DataError(f"{where}: field '{name}' is missing or empty")
+        for name, kind in (("family", str), ("facts", dict)):
+            if not isinstance(row.get(name, kind()), kind):
+                raise DataError(f"{where}: field '{name}' must be a {kind.__name__}")
         if row["id"] in seen:
             raise DataError(f"{where}: id '{row['id']}' appears twice")
         seen.add(row["id"])
@@ -155,12 +158,15 @@ class Processor:
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
         self.tokenizer = AutoTokenizer.from_pretrained(model)
+        if not self.tokenizer.chat_template:
+            raise ValueError("the tokenizer has no chat template")
         # The Pillow back end on purpose: it needs no torchvision, and one back end means one set of pixels.
         self.image_processor = Qwen2VLImageProcessorPil.from_pretrained(model)
         if max_pixels is not None:
             self.image_processor.size["longest_edge"] = max_pixels
         config = AutoConfig.from_pretrained(model)
         self.image_id = config.image_token_id
+        self.special_tokens = [str(t) for t in self.tokenizer.added_tokens_decoder.values() if t.special]
         self.eos_id = self.tokenizer.eos_token_id
         self.pad_id = self.tokenizer.pad_token_id
         # A policy may sample ids that only the processor may write; the number of placeholders would then
@@ -168,7 +174,16 @@ class Processor:
         self.forbidden_ids = sorted({self.image_id, config.video_token_id, config.vision_start_token_id,
                                      config.vision_end_token_id,
                                      *range(len(self.tokenizer), config.text_config.vocab_size)})
+        probe = self.tokenizer(self._chat([user_turn(Query("", ["image"], "?", "", ""))], generate=True))["input_ids"]
+        if probe.count(self.image_id) != 1:
+            raise ValueError("tokenizer and chat template do not write one placeholder for one image")
         self.pixels = lru_cache(maxsize=64)(self._pixels)     # a step's pictures, not an epoch's
+
+    def check(self, query: Query) -> None:
+        """Refuses text that would be read as structure: it could add image places or end a turn."""
+        for token in self.special_tokens:
+            if token in query.question or token in query.solution:
+                raise DataError(f"query {query.id}: its text contains the special token {token}")
 
     def _pixels(self, image: str | bytes) -> tuple[torch.Tensor, tuple[int, int, int]]:
         """-> (patches [t*h*w, C*T*P*P] float32, (t, h, w) in patches).  The one place that decodes images."""
@@ -189,7 +204,7 @@ class Processor:
         merge = self.image_processor.merge_size ** 2
         grids = [self.pixels(image)[1] for image in query.images]
         if ids.count(self.image_id) != len(grids):
-            raise DataError(f"query {query.id}: {len(grids)} images but {ids.count(self.image_id)} places in the prompt")
+            raise DataError(f"query {query.id}: {len(grids)} images, {ids.count(self.image_id)} places in the prompt")
         expanded, remaining = [], iter(grids)
         for token in ids:
             expanded += [token] * (int(np.prod(next(remaining))) // merge) if token == self.image_id else [token]
@@ -201,7 +216,7 @@ class Processor:
 
         `message` holds a judge's words: special tokens in it are removed, they could open or close turns.
         """
-        for token in self.tokenizer.all_special_tokens:
+        for token in self.special_tokens:
             message = message.replace(token, "")
         marker = "@@response@@"
         turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": marker},

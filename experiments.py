@@ -4,8 +4,8 @@
     python experiments.py ablations     the paper's Table 4, and one trap               -> table, assets/ablations.png
 
 Every row is run with several seeds.  A seed changes the order of the queries and every sample, not the warm start, the
-training pool or the held-out pictures.  The default seeds took no part in choosing any setting.  Finished runs under --folder are not run again; a table is made from what their
-summary.json says, nothing else.
+training pool or the held-out pictures.  The default seeds took no part in choosing any setting.
+Finished runs under --folder are not run again; a table is made from what their summary.json says, nothing else.
 """
 
 import argparse

@@ -17,7 +17,7 @@ from enum import Enum
 
 import torch
 
-STD_EPS = 1e-6           # ours: the paper gives neither the ε of the denominator nor which σ (we take the population's)
+STD_EPS = 1e-6           # the paper gives neither this ε nor says which σ; we take the population's
 LOG_RATIO_LIMIT = 20.0   # exp() of more would overflow in k3's backward; how often it bites is a metric
 
 

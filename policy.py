@@ -69,7 +69,10 @@ class Policy:
         from transformers import AutoModelForImageTextToText
 
         self.processor, self.temperature, self.device = processor, temperature, torch.device(device)
-        self.model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
+        self.model, info = AutoModelForImageTextToText.from_pretrained(
+            path, dtype=dtype, attn_implementation="sdpa", output_loading_info=True)
+        if info["missing_keys"]:                    # transformers would go on with random weights
+            raise ValueError(f"{len(info['missing_keys'])} weights are missing, {sorted(info['missing_keys'])[0]} first")
         self.model.to(self.device).train()
         self.reference = None
         if reference:
@@ -132,7 +135,10 @@ class Policy:
         old = [self._old_logprobs(part, settings) for part in parts] if settings.minibatches > 1 else [None]
         for part, old_part in zip(parts, old, strict=True):
             self._optimizer_step(part, old_part, step, settings, sums)
-        keys = ["tokens", "ratio", "clipped", "clamped", "rolled_back_tokens", "kl", "kl_rolled_back", "entropy",
+            if part is parts[0]:               # before anything moved, the ratio must be 1
+                sums |= {f"first_{k}": sums.get(k, 0.0) for k in ("tokens", "ratio", "on_policy_tokens", "kl")}
+        keys = ["first_tokens", "first_ratio", "first_on_policy_tokens", "first_kl", "tokens", "ratio", "clipped",
+                "clamped", "rolled_back_tokens", "kl", "kl_rolled_back", "entropy",
                 "loss", "engine_gap", "on_policy_tokens", "context_gap", "on_policy_mass", "rolled_back_mass"]
         total = dict(zip(keys, all_sum(torch.tensor([sums.get(k, 0.0) for k in keys], dtype=torch.float64)).tolist()))
         worst = torch.tensor(sums.get("engine_gap_max", 0.0), dtype=torch.float64)
@@ -140,7 +146,10 @@ class Policy:
             dist.all_reduce(worst, dist.ReduceOp.MAX)
         tokens, on_policy = max(total["tokens"], 1), max(total["on_policy_tokens"], 1)
         return {"loss": total["loss"], "grad_norm": sums["grad_norm"], "learning_rate": sums["learning_rate"],
-                "ratio": total["ratio"] / tokens if total["tokens"] else 1.0,
+                "ratio": total["ratio"] / tokens if total["tokens"] else None,
+                "ratio_before_update": (total["first_ratio"] / total["first_tokens"] if total["first_tokens"]
+                                        else None),
+                "kl_before_update": total["first_kl"] / max(total["first_on_policy_tokens"], 1),
                 "clipped_share": total["clipped"] / tokens, "clamped_share": total["clamped"] / tokens,
                 "kl": total["kl"] / on_policy, "entropy": total["entropy"] / tokens,
                 "engine_gap_mean": total["engine_gap"] / on_policy, "engine_gap_max": worst.item(),
@@ -263,9 +272,10 @@ class Policy:
         if unexpected or set(missing) - tied:
             raise ValueError(f"{folder}: weights of another model ({len(missing)} missing, {len(unexpected)} unknown)")
         state = load_file(folder / "optimizer.safetensors")
-        if state:                                  # empty before the first update
+        if state:                                  # empty before the first update; cloned because files are mapped
             for name, p in self.model.named_parameters():
-                self.optimizer.state[p] = {key: state[f"{name}.{key}"].clone() for key in ("step", "exp_avg", "exp_avg_sq")}
+                self.optimizer.state[p] = {key: state[f"{name}.{key}"].clone()
+                                           for key in ("step", "exp_avg", "exp_avg_sq")}
 
 
 def micro_batches(rows: list[Row], budget: int) -> list[list[Row]]:

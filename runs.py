@@ -116,39 +116,47 @@ def record(r: Rollout, step: int, folder: Path) -> dict:
             "stage1": stage1, "stage2": stage2}
 
 
-def read_recording(path: str) -> dict[int, list[dict]]:
-    """rollouts.jsonl -> rows by step."""
-    steps: dict[int, list[dict]] = {}
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), start=1):
+def read_recording(path: str, queries: set[str], steps: int) -> dict[int, list[dict]]:
+    """rollouts.jsonl -> rows by step.  Checked whole before anything is trained: rows, queries, number of steps."""
+    recorded: dict[int, list[dict]] = {}
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8", errors="replace").split("\n"), start=1):
         if not line:
             continue
         try:
             row = json.loads(line)
-            steps.setdefault(row["step"], []).append(row)
-        except (json.JSONDecodeError, KeyError, TypeError):
+            samples_of(row), verdicts_of(row), [m["kept"] for m in row["stage2"]]
+            if not row["stage1"] or any(len(m["ids"]) != len(m["logprobs"]) for m in row["stage1"] + row["stage2"]):
+                raise ValueError
+            recorded.setdefault(row["step"], []).append(row)
+        except (ValueError, KeyError, TypeError):
             raise DataError(f"{path}:{number}: not a row of a recording") from None
-    if not steps:
+        if row["query"] not in queries:
+            raise DataError(f"{path}:{number}: query {row['query']} is not in the training data")
+    if not recorded:
         raise DataError(f"recording is empty: {path}")
-    return steps
+    missing = [step for step in range(1, steps + 1) if step not in recorded]
+    if missing:
+        raise DataError(f"{path}: step {missing[0]} is not in the recording, the run wants {steps}")
+    return recorded
+
+
+def samples_of(row: dict) -> tuple[list[Sample], list[Sample]]:
+    return tuple([Sample(m["ids"], m["logprobs"], SampleStatus(m["status"]), m["text"], stage)
+                  for m in row[f"stage{stage}"]] for stage in (1, 2))
+
+
+def verdicts_of(row: dict) -> tuple[list[Verdict], list[Verdict]]:
+    return tuple([Verdict(VerdictStatus(m["verdict"]), m["correct"], m["consistent"], m["report"], m["analysis"],
+                          m["error"], m["leaked"]) for m in row[f"stage{stage}"]] for stage in (1, 2))
 
 
 def replay(rows: list[dict], queries: dict[str, Query], processor: Processor, form_group) -> list[Rollout]:
     """Rollouts as they were recorded; groups are formed anew, so λ may differ from the recording's."""
-    def sample(m: dict, stage: int) -> Sample:
-        return Sample(m["ids"], m["logprobs"], SampleStatus(m["status"]), m["text"], stage)
-
-    def verdict(m: dict) -> Verdict:
-        return Verdict(VerdictStatus(m["verdict"]), m["correct"], m["consistent"], m["report"], m["analysis"],
-                       m["error"], m["leaked"])
-
     out = []
     for row in rows:
-        if row["query"] not in queries:
-            raise DataError(f"recording: query {row['query']} is not in the training data")
         query = queries[row["query"]]
-        parts = ([sample(m, 1) for m in row["stage1"]], [verdict(m) for m in row["stage1"]],
-                 [sample(m, 2) for m in row["stage2"]], [verdict(m) for m in row["stage2"]],
-                 [m["kept"] for m in row["stage2"]])
+        (samples_G, retries_G), (verdicts_G, retry_verdicts_G) = samples_of(row), verdicts_of(row)
+        parts = (samples_G, verdicts_G, retries_G, retry_verdicts_G, [m["kept"] for m in row["stage2"]])
         out.append(Rollout(query, form_group(query, processor.prompt(query), *parts), *parts))
     return out
 
@@ -156,7 +164,7 @@ def replay(rows: list[dict], queries: dict[str, Query], processor: Processor, fo
 # --------------------------------------------------------------------------------------------------- the folder
 
 class Run:
-    """Counters and files of one run.  Only rank 0 writes."""
+    """Counters and files of one run.  Only rank 0 writes, and nothing before open()."""
 
     # Settings that may change when a run is resumed; any other change would be another experiment.
     FREE = {"resume", "stop_after", "output_dir", "eval_every", "save_every", "device", "micro_batch_tokens"}
@@ -174,20 +182,23 @@ class Run:
             self._check_same_run(asdict(config))
         elif (self.folder / "metrics.jsonl").exists():
             raise UsageError(f"{self.folder} already holds a run: use --resume or another --output_dir")
-        try:
-            for inner in ("images", "checkpoints"):
-                (self.folder / inner).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"cannot write to {self.folder}: {error.strerror}") from None
-        if world > 1:
-            dist.barrier()                                  # every rank has looked before rank 0 writes
+        above = next(p for p in [self.folder, *self.folder.absolute().parents] if p.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            raise UsageError(f"cannot write to {self.folder}")
         if self.checkpoint:
             state = self.state()
             self.step, self.cursor = state["step"], state["cursor"]
             self.tokens_sampled, self.seconds = state["tokens_sampled"], state["seconds"]
         elif config.resume:
             self.print(f"no checkpoint in {self.folder} yet: starting from the first step")
-        if rank == 0:
+
+    def open(self, config) -> None:
+        """Makes the folder, once everything else is known to work."""
+        if self.world > 1:
+            dist.barrier()                                  # every rank has looked before rank 0 writes
+        if self.rank == 0:
+            for inner in ("images", "checkpoints"):
+                (self.folder / inner).mkdir(parents=True, exist_ok=True)
             for file in ("metrics.jsonl", "rollouts.jsonl"):
                 self._cut_back(self.folder / file)
             write_atomic(self.folder / "config.json", json.dumps(asdict(config), indent=2))
@@ -202,7 +213,10 @@ class Run:
         file = self.folder / "config.json"
         if not file.exists():
             raise UsageError(f"--resume: {self.folder} holds no run")
-        before = json.loads(file.read_text())
+        try:
+            before = json.loads(file.read_text())
+        except json.JSONDecodeError:
+            raise UsageError(f"--resume: {file} is broken") from None
         for name in sorted(set(now) - self.FREE):
             if before.get(name) != now[name]:
                 raise UsageError(f"--resume: {name} was {before.get(name)!r} in this run and is {now[name]!r} now")
@@ -229,7 +243,7 @@ class Run:
             dist.gather_object(rows, shares)
             rows = [row for share in shares for row in share] if self.rank == 0 else []
         if self.rank == 0:
-            with open(self.folder / file, "a", encoding="utf-8") as out:
+            with (self.folder / file).open("a", encoding="utf-8") as out:
                 out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
     def log(self, row: dict) -> None:

@@ -121,6 +121,9 @@ class Problem:
                 "threshold": self.threshold}
 
 
+FACTS = {"nouns", "counts", "operator", "value", "answer", "words", "operator_word", "threshold"}
+
+
 def combine(operator: str, counts: list[int]) -> int:
     """Two counts under any operator; three are always added."""
     return sum(counts) if len(counts) == 3 else OPERATORS[operator](*counts)
@@ -286,7 +289,7 @@ def retry_example(rng: random.Random, scenes: list | None = None) -> tuple[Probl
         facts, wrong, style = problem.facts(truth), problem.facts(belief), "canonical"
         if problem.threshold is not None and rng.random() < 0.6:
             style = "guess"
-        elif not truth or rng.random() < 0.15:                                   # a miscount, or a slip in the arithmetic
+        elif not truth or rng.random() < 0.15:                # a miscount, or a slip in the arithmetic
             slip(problem, wrong, rng)
         failed = solve(wrong, style)
         report = verifier.judge_one(facts, failed).report
@@ -316,8 +319,8 @@ def vocabulary() -> list[str]:
     words |= {str(n) for n in range(28)} | {f"\\boxed{{{a}}}" for a in [*range(28), "yes", "no"]}
     from sampler import RETRY_WITH_REPORT, RETRY_WITHOUT_REPORT
 
-    for text in (RETRY_WITH_REPORT, RETRY_WITHOUT_REPORT, *PREAMBLES, "step is wrong not asked it clear no result shown "
-                 "final answer the does follow steps do lead to an user assistant"):
+    for text in (RETRY_WITH_REPORT, RETRY_WITHOUT_REPORT, *PREAMBLES, "step is wrong not asked it clear no result "
+                 "shown final answer the does follow steps do lead to an user assistant"):
         words |= set(text.replace("{report}", "").split())
     return sorted(words)
 

@@ -137,7 +137,7 @@ CONFIG_FILES = {                              # content of the file (None: there
     "text for a number": ('{"steps": "many"}', "steps"),
     "half a step": ('{"steps": 2.5}', "steps"),
     "unknown method": ('{"method": "ppo"}', "method"),
-    "text for a switch": ('{"stage2": "false"}', "stage2"),
+    "text for a switch": ('{"stage2": "maybe"}', "stage2"),
 }
 
 
