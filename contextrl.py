@@ -23,6 +23,7 @@ import math
 import os
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from pathlib import Path
@@ -191,7 +192,8 @@ def build_world(config: Config) -> tuple[list[Query], list[Query], object, objec
     for query in [*train, *heldout]:
         if not toy.FACTS <= set(query.facts):
             raise UsageError(f"query {query.id}: --verifier toy needs the facts of its picture")
-    return train, heldout, toy.ToyVerifier(config.verifier_context), toy.ToyVerifier("solution"), toy.COUNTED
+    counted = toy.COUNTED if toy.COUNTED & {q.family for q in heldout} else None
+    return train, heldout, toy.ToyVerifier(config.verifier_context), toy.ToyVerifier("solution"), counted
 
 
 # What transformers raises on folders that are not a complete checkpoint of a vision-language model.
@@ -228,9 +230,13 @@ def next_queries(queries: list[Query], cursor: int, n: int, seed: int) -> list[Q
 # -------------------------------------------------------------------------------------------------- the method
 # Axis letters: _P query (prompt) of the batch, _G member of its group.
 
-def collect(batch_P: list[Query], step: int, config: Config, engine, processor: Processor, verifier) -> list[Rollout]:
-    """Sample, verify, resample, filter, roll back: everything before the update, for one batch of queries."""
-    prompts_P, ids_P = [processor.prompt(q) for q in batch_P], [q.id for q in batch_P]
+def collect(batch_P: list[Query], ids_P: list[str], step: int, config: Config, engine, processor: Processor,
+            verifier) -> list[Rollout]:
+    """Sample, verify, resample, filter, roll back: everything before the update, for one batch of queries.
+
+    `ids_P` seed the samples and differ within a step, also where a small data set brings a query twice.
+    """
+    prompts_P = [processor.prompt(q) for q in batch_P]
     seed_key = (config.seed, step)
 
     samples_P_G = sampler.stage1(engine, prompts_P, ids_P, config.group_size, seed_key)
@@ -280,11 +286,16 @@ def collect_refilling(queries, run: Run, config: Config, *parts) -> list[Rollout
     """DAPO's dynamic sampling: draw further queries until every rank has its share of groups with variance, at most
     `refill_rounds` times.  Other methods take one round.  Moves the run's data cursor."""
     share = config.queries_per_step // run.world
-    rollouts: list[Rollout] = []
+    rollouts, times = [], Counter()
     for _ in range(config.refill_rounds if config.method == "dapo" else 1):
         batch = next_queries(queries, run.cursor, config.queries_per_step, config.seed)
         run.cursor += len(batch)
-        rollouts += collect(batch[run.rank::run.world], run.step, config, *parts)
+        ids = []
+        for query in batch:
+            times[query.id] += 1
+            ids.append(query.id if times[query.id] == 1 else f"{query.id}, time {times[query.id]}")
+        mine = slice(run.rank, None, run.world)
+        rollouts += collect(batch[mine], ids[mine], run.step, config, *parts)
         useful = sum(r.group.kind is grpo.GroupKind.ONLINE for r in rollouts)
         if all_sum(torch.tensor(float(useful < share))) == 0:
             break
@@ -335,44 +346,44 @@ def train(config: Config) -> Path:
         run.log({"step": 0} | ({"eval": evaluate(), "eval_greedy": evaluate(0.0)} if heldout else {}))
 
     last = min(config.steps, config.stop_after or config.steps)
-    bar = tqdm(total=config.steps, initial=run.step, disable=rank > 0, desc=config.method)
-    while run.step < last:
-        run.step += 1
-        began, rollouts = time.time(), []
-        if config.method == "sft":
-            batch = next_queries(queries, run.cursor, config.queries_per_step, config.seed)
-            run.cursor += len(batch)
-            groups = reference_groups(batch[rank::world], processor)
-        elif recorded is not None:
-            rollouts = replay(recorded[run.step][rank::world], by_id, processor,
-                              lambda *parts: roll_back(config, *parts))
-            groups = [r.group for r in rollouts]
-        else:
-            rollouts = collect_refilling(queries, run, config, engine, processor, verifier)
-            groups = [r.group for r in rollouts]
-        metrics = {"step": run.step} | (statistics(rollouts) if config.method != "sft" else {})
-        run.append("rollouts.jsonl", [record(r, run.step, run.folder) for r in rollouts])
-        run.tokens_sampled += int(metrics.get("tokens_sampled", 0))
-        sampled = time.time()
-        if not config.rollout_only:
-            metrics |= policy.update(groups, run.step, config.update_settings())
-            engine.load_weights(policy.model.named_parameters())
-            if run.step == 1:
-                self_check(run, metrics)
-        metrics |= {"time/rollout": sampled - began, "time/update": time.time() - sampled}
+    with tqdm(total=config.steps, initial=run.step, disable=rank > 0, desc=config.method) as bar:
+        while run.step < last:
+            run.step += 1
+            began, rollouts = time.time(), []
+            if config.method == "sft":
+                batch = next_queries(queries, run.cursor, config.queries_per_step, config.seed)
+                run.cursor += len(batch)
+                groups = reference_groups(batch[rank::world], processor)
+            elif recorded is not None:
+                rollouts = replay(recorded[run.step][rank::world], by_id, processor,
+                                  lambda *parts: roll_back(config, *parts))
+                groups = [r.group for r in rollouts]
+            else:
+                rollouts = collect_refilling(queries, run, config, engine, processor, verifier)
+                groups = [r.group for r in rollouts]
+            metrics = {"step": run.step} | (statistics(rollouts) if config.method != "sft" else {})
+            run.append("rollouts.jsonl", [record(r, run.step, run.folder) for r in rollouts])
+            run.tokens_sampled += int(metrics.get("tokens_sampled", 0))
+            sampled = time.time()
+            if not config.rollout_only:
+                metrics |= policy.update(groups, run.step, config.update_settings())
+                engine.load_weights(policy.model.named_parameters())
+                if run.step == 1:
+                    self_check(run, metrics)
+            metrics |= {"time/rollout": sampled - began, "time/update": time.time() - sampled}
 
-        at_end = run.step == config.steps
-        if heldout and not config.rollout_only and (at_end or config.eval_every and run.step % config.eval_every == 0):
-            metrics["eval"] = evaluate()
-            if at_end:
-                metrics["eval_greedy"] = evaluate(0.0)
-        run.log(metrics)
-        if not config.rollout_only and (run.step % config.save_every == 0 or run.step == last):
-            run.save(policy)
-        bar.update()
-        bar.set_postfix({name: f"{metrics[name]:.2f}" for name in ("reward", "hard_share", "recovered_share")
-                         if metrics.get(name) is not None})
-    bar.close()
+            at_end = run.step == config.steps
+            due = at_end or config.eval_every and run.step % config.eval_every == 0
+            if heldout and due and not config.rollout_only:
+                metrics["eval"] = evaluate()
+                if at_end:
+                    metrics["eval_greedy"] = evaluate(0.0)
+            run.log(metrics)
+            if not config.rollout_only and (run.step % config.save_every == 0 or run.step == last):
+                run.save(policy)
+            bar.update()
+            bar.set_postfix({name: f"{metrics[name]:.2f}" for name in ("reward", "hard_share", "recovered_share")
+                             if metrics.get(name) is not None})
     if run.step == config.steps:
         finish(config, run)
     return run.folder

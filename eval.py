@@ -93,7 +93,7 @@ def main() -> None:
                       max_new_tokens=args.max_new_tokens)
     records = measure(engine, processor, queries, toy.ToyVerifier(), 0.0 if args.greedy else 1.0,
                       (args.seed, "evaluation"), quiet=False)
-    print(table({args.model: summarise(records, toy.COUNTED)}))
+    print(table({args.model: summarise(records, toy.COUNTED if not args.data else None)}))
 
 
 if __name__ == "__main__":

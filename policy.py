@@ -12,7 +12,6 @@ cost.  A mixed group fits the same way: rolled-back members are simply further r
 """
 
 import copy
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +71,7 @@ class Policy:
         self.model, info = AutoModelForImageTextToText.from_pretrained(
             path, dtype=dtype, attn_implementation="sdpa", output_loading_info=True)
         if info["missing_keys"]:                    # transformers would go on with random weights
-            raise ValueError(f"{len(info['missing_keys'])} weights are missing, {sorted(info['missing_keys'])[0]} first")
+            raise ValueError(f"{len(info['missing_keys'])} weights are missing: {min(info['missing_keys'])}, ...")
         self.model.to(self.device).train()
         self.reference = None
         if reference:
@@ -240,7 +239,8 @@ class Policy:
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.max_grad_norm)
         if not torch.isfinite(norm):          # the summed gradient is the same on all ranks: all stop together
             raise FloatingPointError(f"gradient norm is {norm.item()} at step {step}: stopped before the update")
-        sums["grad_norm"], sums["learning_rate"] = norm.item(), self.learning_rate_at(step)
+        sums["grad_norm"] = max(sums.get("grad_norm", 0.0), norm.item())       # the largest of the minibatches
+        sums["learning_rate"] = self.learning_rate_at(step)
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = sums["learning_rate"]
         if norm > 0:                          # nothing to learn from: do not let AdamW's momentum move the weights
@@ -302,7 +302,9 @@ def micro_batches(rows: list[Row], budget: int) -> list[list[Row]]:
 
 def model_fingerprint(folder: str | Path) -> str:
     """The architecture of a checkpoint as one string: a run is only resumed with the model it was started with."""
-    config = json.loads((Path(folder) / "config.json").read_text())
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder).to_dict()                       # a folder or a hub id
     text, vision = config.get("text_config", {}), config.get("vision_config", {})
     return ", ".join(f"{k}={v}" for k, v in [
         ("type", config.get("model_type")), ("hidden", text.get("hidden_size")),

@@ -13,6 +13,7 @@ since the last one: rows after it are cut off when the run is resumed, and writt
 
 import json
 import os
+import shutil
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -226,10 +227,10 @@ class Run:
         if not file.exists():
             return
         kept = []
-        for line in file.read_text(encoding="utf-8").split("\n")[:-1]:
+        for line in file.read_bytes().split(b"\n")[:-1]:        # bytes: the torn end may be half a character
             if not self.checkpoint or json.loads(line)["step"] > self.step:
                 break
-            kept.append(line + "\n")
+            kept.append(line.decode() + "\n")
         write_atomic(file, "".join(kept))
 
     def print(self, *text) -> None:
@@ -255,6 +256,7 @@ class Run:
         target = self.folder / "checkpoints" / f"step-{self.step:06d}"
         if self.rank == 0 and not target.exists():
             beside = target.with_name(f".{target.name}.{os.getpid()}")
+            shutil.rmtree(beside, ignore_errors=True)           # of a killed process with the same number
             beside.mkdir(parents=True)
             policy.save(beside)
             write_atomic(beside / "state.json", json.dumps({
