@@ -22,8 +22,8 @@ HERE = Path(__file__).resolve().parent
 METHODS = {
     "SFT, teacher's references": "--method sft --queries_per_step 64 --learning_rate 3e-4",
     "SFT, teacher's, 3 x steps": "--method sft --queries_per_step 64 --learning_rate 3e-4 --steps 360",
-    "SFT, canonical (control)": "--method sft --queries_per_step 64 --data {folder}/canonical/train.jsonl "
-                                "--eval_data {folder}/canonical/heldout.jsonl",
+    "SFT, canonical (control)": "--method sft --queries_per_step 64 --learning_rate 3e-4 "
+                                "--data {folder}/canonical/train.jsonl --eval_data {folder}/canonical/heldout.jsonl",
     "GRPO, answer only": "--method grpo --verifier_context answer",
     "GRPO, solution": "--method grpo",
     "DAPO, solution": "--method dapo",

@@ -153,6 +153,7 @@ def policy_loss(logp_T: torch.Tensor, old_T: torch.Tensor, advantage_T: torch.Te
     if ref_T is not None:
         delta = (ref_T - logp_T).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
         k3 = delta.exp() - delta - 1
+        kl_T = torch.ones_like(on_policy_T) if kl_T is None else kl_T
         loss = loss + kl_coef * (weight_T * k3 * kl_T).sum()
         sums |= {"kl": (k3 * on_policy_T).sum().detach(), "kl_rolled_back": (k3 * ~on_policy_T).sum().detach()}
     return loss, sums

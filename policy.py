@@ -190,11 +190,13 @@ class Policy:
             return torch.tensor([v for m in members for v in [value(m)] * len(m.ids)], device=self.device)
 
         on_policy_T = per_token(lambda m: not m.rolled_back)
-        # References (SFT) come from no engine: they have no gap.
-        engine_T = torch.where(per_token(lambda m: bool(m.logprobs)),
-                               torch.tensor([v for m in members for v in (m.logprobs or [0.0] * len(m.ids))],
-                                            device=self.device), logp_T.detach())
-        if old_T is None:
+        # References (SFT) come from no engine: no gap, and old = current in every minibatch, so no clip either.
+        sampled_T = per_token(lambda m: bool(m.logprobs))
+        given_T = torch.tensor([v for m in members for v in (m.logprobs or [0.0] * len(m.ids))], device=self.device)
+        engine_T = torch.where(sampled_T, given_T, logp_T.detach())
+        if old_T is not None:
+            old_T = torch.where(sampled_T, old_T, logp_T.detach())
+        else:
             # One update per batch: the policy has not moved since sampling, so old = current and ρ = 1 exactly.
             old_T = self._with_stage2_trap(logp_T.detach(), engine_T, on_policy_T, settings)
         # Engine and trainer are two programs.  Their gap is corrected for on-policy members only: for rolled-back

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save_file
 
 import grpo
+import toy
 from conftest import response_logprobs
 from data import Processor, Query
 from grpo import GroupKind, Member
@@ -295,3 +296,24 @@ def test_a_damaged_checkpoint_is_refused(policy, processor, picture, tmp_path, f
     save_file(tensors, tmp_path / file)
     with pytest.raises((ValueError, KeyError)):              # else momentum is forgotten and nobody is told
         policy.load(tmp_path)
+
+
+def test_sft_with_two_minibatches_is_plain_negative_log_likelihood(processor, checkpoint):
+    """A reference has no engine log-prob: ratio 1 and no clip in the second minibatch too, after the policy moved."""
+    queries = [toy.make_query("ordinary", i, "sft", "canonical") for i in range(6)]
+    groups = [grpo.Group(processor.prompt(q), [Member(processor.encode_response(q.solution), [], 1.0, advantage=1.0)],
+                         GroupKind.ONLINE) for q in queries]
+    ours, plain = (Policy(str(checkpoint), processor, learning_rate=1e-2, warmup_steps=0, reference=False)
+                   for _ in range(2))
+    metrics = ours.update(groups, 1, UpdateSettings(token_mean=True, minibatches=2))
+    for half in (groups[0::2], groups[1::2]):
+        rows = [Row(g.prompt, g.members) for g in half]
+        plain.optimizer.zero_grad()
+        (-plain.logprobs(plain.pack(rows))[0].mean()).backward()
+        torch.nn.utils.clip_grad_norm_(plain.model.parameters(), 1.0)
+        for group in plain.optimizer.param_groups:
+            group["lr"] = plain.learning_rate_at(1)
+        plain.optimizer.step()
+    assert metrics["ratio"] == 1 and metrics["clipped_share"] == 0 and metrics["engine_gap_max"] == 0
+    for (name, a), b in zip(ours.model.named_parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=name)
