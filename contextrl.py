@@ -2,7 +2,7 @@
 
     torchrun contextrl.py                                        the built-in world, to the end, on a laptop
     torchrun --nproc-per-node 2 contextrl.py --steps 4           two ranks
-    torchrun contextrl.py --model DIR --data train.jsonl ...     your checkpoint, your data
+    python contextrl.py --output_dir RUN --resume                goes on from the last checkpoint
     python contextrl.py --help                                   every setting
 
 One step, in the paper's order (main loop at the bottom):
@@ -398,10 +398,12 @@ def finish(config: Config, run: Run) -> None:
                "tokens_sampled": run.tokens_sampled, "wall_seconds": round(run.elapsed(), 1)}
     if evaluated:
         start, end = evaluated[0], evaluated[-1]
-        summary |= {"start": start["eval"], "end": end["eval"],
-                    "start_greedy": start.get("eval_greedy"), "end_greedy": end.get("eval_greedy")}
-        print(table({"start (T=1)": start["eval"], "end (T=1)": end["eval"], "end (greedy)": end["eval_greedy"]})
-              if end.get("eval_greedy") else table({"start": start["eval"]}))
+        columns = {"start (T=1)": start["eval"], "start (greedy)": start["eval_greedy"]}
+        summary |= {"start": start["eval"], "start_greedy": start["eval_greedy"]}
+        if not config.rollout_only:
+            columns |= {"end (T=1)": end["eval"], "end (greedy)": end["eval_greedy"]}
+            summary |= {"end": end["eval"], "end_greedy": end["eval_greedy"]}
+        print(table(columns))
     write_atomic(run.folder / "summary.json", json.dumps(summary, indent=2))
     print(f"report: {write_report([run.folder])}")
 

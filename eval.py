@@ -5,7 +5,7 @@
     false-positive share    of the responses with the right answer, those whose reasoning is wrong: what an
                             answer-only reward would have paid for
 
-    python eval.py --model RUN/final [--data held.jsonl] [--greedy]
+    python eval.py --model RUN/checkpoints/step-000120 [--data held.jsonl] [--greedy]
 """
 
 import argparse

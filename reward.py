@@ -273,7 +273,7 @@ class Verifier:
 
     def _judge_one(self, query: Query, response: str) -> Verdict:
         if says_nothing(response) or (self.context == "solution" and has_revision_cue(response)):
-            return Verdict.judged(correct=False, consistent=False)         # certain without a call
+            return Verdict.judged(correct=False, consistent=False)         # by rule, without a call
         try:
             raw = self.chat(judge_messages(query, response, self.context))
         except (JudgeError, TimeoutError, ConnectionError) as error:

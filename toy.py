@@ -8,7 +8,7 @@ A picture is a 3 x 3 grid of coloured shapes.  Families of questions:
 
     ordinary   how many red plus blue ?                    several steps, mostly solved by the warm start
     shortcut   is red plus blue plus circle over 6 ?       93 % yes: "looks so ; yes" is right without any reasoning
-    balanced   the same questions, half yes half no        held out only; exposes the shortcut
+    balanced   such questions, 41 % yes, wider margins     held out only; exposes the shortcut
     hard       how many dax plus red ?                     `dax` is a made-up word about which the warm start holds a
                                                            misconception (it takes it for circle; it is triangle)
 
