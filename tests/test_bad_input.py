@@ -119,8 +119,8 @@ def test_setting(small_world, tmp_path, refused, added, named):
     assert not out.exists()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_cuda_without_cuda(small_world, tmp_path, refused):
+def test_cuda_without_cuda(small_world, tmp_path, refused, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "CUDA" in refused(flags(small_world / "train.jsonl", tmp_path / "run", "--device", "cuda"))
     assert not (tmp_path / "run").exists()
 
