@@ -1,4 +1,4 @@
-"""The trained model: forward pass, one optimiser step, checkpoints.  Plain data parallel over torchrun ranks.
+"""The trained model: forward pass, one optimiser step, checkpoints.  One process, or sharded over torchrun ranks.
 
 One idea makes the update cheap: a GROUP IS ONE ROW.  Its members share a prompt, so the prompt (with all its
 image tokens) goes through the model once, and the responses stand side by side behind it:
@@ -9,19 +9,32 @@ image tokens) goes through the model once, and the responses stand side by side 
 
 This equals running every (prompt, response) alone, in values and in gradients (tested), at 1/G of the prompt's
 cost.  A mixed group fits the same way: rolled-back members are simply further responses to the original prompt.
+
+On a GPU the rows of a micro-batch stand end to end in one line, without padding, and FlexAttention skips the blocks
+of the mask that are empty.  On a CPU every row has a line of its own, padded, and the mask is a dense matrix.
+
+Sharding is FSDP2, one unit per decoder layer and vision block: fp32 master weights, AdamW state and gradient
+reduction, bf16 compute.  Each collective inside a forward must be met by all ranks, so all run the same number of
+micro-batches, and each micro-batch holds an image, if only a tiny one that no token of the loss depends on.
 """
 
 import copy
+import io
 import math
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
 
 import grpo
-from data import Processor, Prompt
+from data import Processor, Prompt, Query
 
 
 def all_sum(tensor: torch.Tensor) -> torch.Tensor:
@@ -42,6 +55,11 @@ class Row:
     def length(self) -> int:
         return len(self.prompt.ids) + sum(len(m.ids) for m in self.members)
 
+    @property
+    def inputs(self) -> int:
+        """Tokens that enter the model: all but the last of each response."""
+        return self.length - len(self.members)
+
 
 @dataclass
 class UpdateSettings:
@@ -59,27 +77,95 @@ class UpdateSettings:
     max_grad_norm: float = 1.0
 
 
+class Scorer(torch.nn.Module):
+    """Log-prob and entropy of chosen tokens in ONE forward pass, head included: sharded weights are gathered by the
+    hooks of the module that is called, so nothing may reach into the model around it."""
+
+    def __init__(self, model, temperature: float):
+        super().__init__()
+        self.model, self.temperature = model, temperature
+
+    def forward(self, arguments: dict, where: torch.Tensor, targets: torch.Tensor):
+        hidden = self.model.model(**arguments, use_cache=False).last_hidden_state.flatten(0, 1)[where]       # [N, H]
+        return grpo.token_logprob(hidden, self.model.lm_head.weight, targets, self.temperature)
+
+
 class Policy:
-    """Model, frozen reference copy (only if KL is paid) and AdamW."""
+    """Model, frozen reference copy (only if KL is paid) and AdamW.
+
+    Sharded as soon as torch.distributed is initialised; every method is then called by all ranks.
+      dtype             of the master weights (and of everything else, unless compute_dtype says otherwise)
+      compute_dtype     of forward and backward pass, e.g. bfloat16; sharded policies only
+      attention         'flex' or 'sdpa'; None: flex on CUDA, sdpa elsewhere (flex has no backward pass on CPU)
+      freeze_vision     the vision tower keeps its weights
+      offload_reference the reference's shards live on the CPU between forward passes (CUDA only)
+    """
 
     def __init__(self, path: str, processor: Processor, learning_rate: float = 1e-4, total_steps: int = 60,
                  warmup_steps: int = 3, min_lr_ratio: float = 0.1, weight_decay: float = 0.0,
-                 temperature: float = 1.0, reference: bool = True, device: str = "cpu", dtype=torch.float32):
-        from transformers import AutoModelForImageTextToText
-
-        self.processor, self.temperature, self.device = processor, temperature, torch.device(device)
-        self.model, info = AutoModelForImageTextToText.from_pretrained(
-            path, dtype=dtype, attn_implementation="sdpa", output_loading_info=True)
-        if info["missing_keys"]:                    # transformers would go on with random weights
-            raise ValueError(f"{len(info['missing_keys'])} weights are missing: {min(info['missing_keys'])}, ...")
-        self.model.to(self.device).train()
-        self.reference = None
+                 temperature: float = 1.0, reference: bool = True, device: str = "cpu", dtype=torch.float32,
+                 compute_dtype=None, attention: str | None = None, gradient_checkpointing: bool = False,
+                 freeze_vision: bool = False, offload_reference: bool = False):
+        self.processor, self.device, self.dtype = processor, torch.device(device), dtype
+        self.sharded = dist.is_initialized()
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if self.sharded else (0, 1)
+        self.compute_dtype = compute_dtype if compute_dtype and self.sharded else dtype
+        self.flex = (attention or ("flex" if self.device.type == "cuda" else "sdpa")) == "flex"
+        self.packed = self.flex                        # a dense mask over all rows end to end would be mostly empty
+        self.model = self._load(path)
+        self.model.model.visual.requires_grad_(not freeze_vision)
+        if gradient_checkpointing:
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        reference_model = None
         if reference:
-            self.reference = copy.deepcopy(self.model).eval().requires_grad_(False)
+            reference_model = self._load(path) if self.sharded else copy.deepcopy(self.model)
+        self.scorer = self._shard(Scorer(self.model.train(), temperature))
+        self.reference = None
+        if reference_model is not None:
+            frozen = Scorer(reference_model.eval().requires_grad_(False), temperature)
+            self.reference = self._shard(frozen, offload=offload_reference)
+        self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         self.learning_rate, self.min_lr_ratio = learning_rate, min_lr_ratio
         self.total_steps, self.warmup_steps = total_steps, warmup_steps
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=learning_rate, betas=(0.9, 0.95),
+        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=learning_rate, betas=(0.9, 0.95),
                                            weight_decay=weight_decay)
+
+    def _load(self, path: str):
+        from transformers import AttentionInterface, AutoModelForImageTextToText
+        from transformers.utils import is_flash_attn_2_available
+
+        # To be sharded, a model keeps the (smaller) dtype of its file until the layer's turn has come.
+        model, info = AutoModelForImageTextToText.from_pretrained(
+            path, dtype="auto" if self.sharded else self.dtype, attn_implementation="sdpa", output_loading_info=True)
+        if info["missing_keys"]:                    # transformers would go on with random weights
+            raise ValueError(f"{len(info['missing_keys'])} weights are missing: {min(info['missing_keys'])}, ...")
+        if self.flex:
+            AttentionInterface.register("tree", tree_attention)
+            model.set_attn_implementation({"text_config": "tree"})
+        if self.device.type == "cuda" and self.compute_dtype is not torch.float32 and is_flash_attn_2_available():
+            model.set_attn_implementation({"vision_config": "flash_attention_2"})       # sdpa: a loop over pictures
+        return model
+
+    def _shard(self, scorer: Scorer, offload: bool = False) -> Scorer:
+        if not self.sharded:
+            return scorer.to(self.device)
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+
+        model = scorer.model.model
+        mesh = init_device_mesh(self.device.type, (self.world,))
+        for unit in [*model.visual.blocks, *model.language_model.layers, scorer]:
+            # Resharded after the forward pass at the root too: outside a pass every parameter is a shard.
+            fully_shard(unit.to(self.dtype), mesh=mesh, reshard_after_forward=True,
+                        mp_policy=MixedPrecisionPolicy(self.compute_dtype, self.dtype),
+                        offload_policy=CPUOffloadPolicy() if offload else OffloadPolicy())
+        return scorer
+
+    def weights(self):
+        """-> (Hugging Face name, whole tensor in compute dtype) of all weights, one after the other, for an engine.
+        A tied head comes under its own name too.  All ranks must go through all of it: each tensor is gathered."""
+        for name, tensor in self.model.state_dict().items():
+            yield name, tensor.to(self.compute_dtype).full_tensor() if isinstance(tensor, DTensor) else tensor
 
     # ---------------------------------------------------------------------------------------------- forward
 
@@ -88,47 +174,49 @@ class Policy:
 
         The last token of a response predicts nothing, so it is a target but never an input.
         """
-        lengths = [len(row.prompt.ids) + sum(len(m.ids) - 1 for m in row.members) for row in rows]
-        width = max(lengths)
-        ids = torch.full((len(rows), width), self.processor.pad_id)
-        positions = torch.zeros(3, len(rows), width, dtype=torch.long)
-        owner = torch.full((len(rows), width), -1)                 # 0: prompt, k: response k, -1: padding
+        lines = [rows] if self.packed else [[row] for row in rows]
+        width = max(sum(row.inputs for row in line) for line in lines)
+        if self.flex:
+            width = -(-width // 128) * 128              # the kernel's block; also bounds how many shapes it sees
+        ids = torch.full((len(lines), width), self.processor.pad_id)
+        positions = torch.zeros(3, len(lines), width, dtype=torch.long)
+        row_of = torch.full((len(lines), width), -1)               # which row of the line; -1: padding
+        owner = torch.zeros((len(lines), width), dtype=torch.long)  # 0: prompt, k: response k
         where, targets = [], []
-        for i, row in enumerate(rows):
-            n, first = len(row.prompt.ids), row.prompt.next_position
-            ids[i, :n] = torch.tensor(row.prompt.ids)
-            positions[:, i, :n] = torch.from_numpy(row.prompt.positions)
-            owner[i, :n] = 0
-            at = n
-            for k, member in enumerate(row.members, start=1):
-                m = len(member.ids) - 1
-                ids[i, at:at + m] = torch.tensor(member.ids[:-1], dtype=torch.long)
-                positions[:, i, at:at + m] = first + torch.arange(m)
-                owner[i, at:at + m] = k
-                where += [i * width + n - 1] + list(range(i * width + at, i * width + at + m))
-                targets += member.ids
-                at += m
-        causal = torch.ones(width, width, dtype=torch.bool).tril()
-        visible = (owner[:, None, :] == 0) | (owner[:, None, :] == owner[:, :, None])
-        attention = (causal & visible & (owner[:, None, :] >= 0)) | torch.eye(width, dtype=torch.bool)
+        for i, line in enumerate(lines):
+            at = 0
+            for r, row in enumerate(line):
+                n, first = len(row.prompt.ids), row.prompt.next_position
+                ids[i, at:at + n] = torch.tensor(row.prompt.ids)
+                positions[:, i, at:at + n] = torch.from_numpy(row.prompt.positions)
+                row_of[i, at:at + row.inputs] = r
+                last_of_prompt, at = at + n - 1, at + n
+                for k, member in enumerate(row.members, start=1):
+                    m = len(member.ids) - 1
+                    ids[i, at:at + m] = torch.tensor(member.ids[:-1], dtype=torch.long)
+                    positions[:, i, at:at + m] = first + torch.arange(m)
+                    owner[i, at:at + m] = k
+                    where += [i * width + last_of_prompt] + list(range(i * width + at, i * width + at + m))
+                    targets += member.ids
+                    at += m
+        mask = (tree_block_mask if self.flex else tree_mask)(row_of.to(self.device), owner.to(self.device))
         pixels = self.processor.pixel_batch([image for row in rows for image in row.prompt.images])
-        arguments = {"input_ids": ids, "position_ids": positions, "attention_mask": attention[:, None], **pixels}
-        return ({k: v.to(self.device) for k, v in arguments.items()},
-                torch.tensor(where, device=self.device), torch.tensor(targets, device=self.device))
+        arguments = {"input_ids": ids, "position_ids": positions, **pixels}
+        return ({k: v.to(self.device) for k, v in arguments.items()} | {"attention_mask": mask},
+                torch.tensor(where, dtype=torch.long, device=self.device),
+                torch.tensor(targets, dtype=torch.long, device=self.device))
 
-    def logprobs(self, packed, model=None) -> tuple[torch.Tensor, torch.Tensor]:
+    def logprobs(self, packed, reference: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-prob and entropy of every response token, in the order rows, members, tokens: [N], [N]."""
-        arguments, where, targets = packed
-        model = model or self.model
-        hidden = model.model(**arguments, use_cache=False).last_hidden_state.flatten(0, 1)[where]       # [N, H]
-        return grpo.token_logprob(hidden, model.lm_head.weight, targets, self.temperature)
+        return (self.reference if reference else self.scorer)(*packed)
 
     # ----------------------------------------------------------------------------------------------- update
 
     def update(self, groups: list[grpo.Group], step: int, settings: UpdateSettings) -> dict[str, float]:
-        """One batch of groups -> `minibatches` optimiser steps.  All ranks call it, also with no groups."""
+        """One batch of groups -> `minibatches` optimiser steps.  All ranks call it, each with the groups it sampled
+        (or none): they are put back into the batch's order and dealt anew, so the update is that of one process."""
         sums: dict[str, float] = {}
-        rows = [Row(g.prompt, g.members) for g in groups
+        rows = [Row(g.prompt, g.members) for g in self._all_groups(groups)
                 if g.kind in (grpo.GroupKind.ONLINE, grpo.GroupKind.MIXED)]
         parts = [rows[i::settings.minibatches] for i in range(settings.minibatches)]
         old = [self._old_logprobs(part, settings) for part in parts] if settings.minibatches > 1 else [None]
@@ -159,39 +247,59 @@ class Policy:
                 / max(total["rolled_back_mass"] + total["on_policy_mass"], 1e-12),
                 "trained_tokens": total["tokens"]}
 
+    def _all_groups(self, groups: list[grpo.Group]) -> list[grpo.Group]:
+        """Groups of all ranks in the order of the batch: rank r sampled queries r, r + replicas, ... of it."""
+        shares = [groups]
+        if self.sharded:
+            shares = [None] * self.world
+            dist.all_gather_object(shares, groups)
+        return [g for across in zip_longest(*shares) for g in across if g is not None]
+
+    def _deal(self, rows: list[Row], budget: int) -> list[list[Row]]:
+        """-> this rank's micro-batches.  Every rank gets about the same number of tokens and the same number of
+        micro-batches, filled up with ones that hold only a tiny picture."""
+        hands: list[list[Row]] = [[] for _ in range(self.world)]
+        for piece in rows if self.world == 1 else sorted(split(rows, budget), key=lambda p: p.length, reverse=True):
+            min(hands, key=lambda hand: sum(row.length for row in hand)).append(piece)
+        dealt = [micro_batches(hand, budget, self.packed) for hand in hands]
+        mine = dealt[self.rank] + [[]] * (max(map(len, dealt)) - len(dealt[self.rank]))
+        if self.sharded:
+            mine = [batch if any(row.prompt.images for row in batch) else [*batch, self._tiny] for batch in mine]
+        return mine
+
+    @cached_property
+    def _tiny(self) -> Row:
+        """A prompt with the smallest picture and no response: it takes part in every collective and in no sum."""
+        picture = io.BytesIO()
+        Image.new("RGB", (32, 32)).save(picture, "PNG")
+        return Row(self.processor.prompt(Query("tiny", [picture.getvalue()], ".", "-", "-")), [])
+
     def gradient(self, rows: list[Row], settings: UpdateSettings, old: list | None = None,
                  sums: dict | None = None) -> None:
-        """Leaves in `.grad` the gradient of the mean loss over ALL ranks: the same for any split of the members
-        over ranks and micro-batches, because sums are divided once, by a count that is summed over ranks."""
+        """Leaves in `.grad` the gradient of the mean loss over `rows`, the same list on all ranks: equal for any
+        number of ranks and any micro-batches, because sums are divided once, by a count over all of them."""
         sums = {} if sums is None else sums
         members = [m for row in rows for m in row.members]
-        count = sum(len(m.ids) for m in members) if settings.token_mean else len(members)
-        count = max(all_sum(torch.tensor(float(count), dtype=torch.float64)).item(), 1.0)       # THE division
+        count = max(sum(len(m.ids) for m in members) if settings.token_mean else len(members), 1)   # THE division
         self.optimizer.zero_grad(set_to_none=False)
-        batches = micro_batches(rows, settings.micro_batch_tokens)
-        for i, batch in enumerate(batches):
+        for i, batch in enumerate(self._deal(rows, settings.micro_batch_tokens)):
             loss = self._loss(batch, None if old is None else old[i], settings, sums, count)
-            (loss / count).backward()
-        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.model.parameters()]
-        for p, g in zip(self.model.parameters(), gradients):
-            p.grad = g
-        if dist.is_initialized():                                      # one collective for all parameters
-            flat = torch.cat([g.flatten() for g in gradients])
-            dist.all_reduce(flat)
-            for g, piece in zip(gradients, flat.split([g.numel() for g in gradients])):
-                g.copy_(piece.view_as(g))
+            (loss * self.world / count).backward()             # FSDP averages over ranks, we want the sum
+        for p in self.parameters.values():                     # e.g. no picture in the batch: zero, not skipped
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
 
     def _loss(self, batch: list[Row], old_T, settings: UpdateSettings, sums: dict, count: float) -> torch.Tensor:
         packed = self.pack(batch)
-        logp_T, entropy_T = self.logprobs(packed)
+        logp_T, entropy_T = self.logprobs(packed)                                     # [N], N may be 0
         members = [m for row in batch for m in row.members]
 
-        def per_token(value) -> torch.Tensor:
-            return torch.tensor([v for m in members for v in [value(m)] * len(m.ids)], device=self.device)
+        def per_token(value, dtype=torch.float32) -> torch.Tensor:
+            return torch.tensor([v for m in members for v in [value(m)] * len(m.ids)], dtype=dtype, device=self.device)
 
-        on_policy_T = per_token(lambda m: not m.rolled_back)
+        on_policy_T = per_token(lambda m: not m.rolled_back, torch.bool)
         # References (SFT) come from no engine: no gap, and old = current in every minibatch, so no clip either.
-        sampled_T = per_token(lambda m: bool(m.logprobs))
+        sampled_T = per_token(lambda m: bool(m.logprobs), torch.bool)
         given_T = torch.tensor([v for m in members for v in (m.logprobs or [0.0] * len(m.ids))], device=self.device)
         engine_T = torch.where(sampled_T, given_T, logp_T.detach())
         if old_T is not None:
@@ -206,7 +314,7 @@ class Policy:
         ref_T = None
         if self.reference is not None:
             with torch.no_grad():
-                ref_T = self.logprobs(packed, self.reference)[0]
+                ref_T = self.logprobs(packed, reference=True)[0]
         advantage_T = per_token(lambda m: float(m.advantage))
         weight_T = per_token(lambda m: 1.0 if settings.token_mean else 1.0 / len(m.ids))
         loss, more = grpo.policy_loss(
@@ -218,7 +326,7 @@ class Policy:
                  "on_policy_mass": (mass_T * on_policy_T).sum(), "rolled_back_mass": (mass_T * ~on_policy_T).sum()}
         for key, value in more.items():
             sums[key] = sums.get(key, 0.0) + value.item()
-        sums["engine_gap_max"] = max(sums.get("engine_gap_max", 0.0), (gap_T.abs() * on_policy_T).max().item())
+        sums["engine_gap_max"] = max([sums.get("engine_gap_max", 0.0), *(gap_T.abs() * on_policy_T).tolist()])
         return loss
 
     def _with_stage2_trap(self, old_T, engine_T, on_policy_T, settings: UpdateSettings) -> torch.Tensor:
@@ -228,7 +336,7 @@ class Policy:
     def _old_logprobs(self, rows: list[Row], settings: UpdateSettings) -> list[torch.Tensor]:
         """With several updates per batch: log-probs before the first, in the same micro-batches as the updates."""
         out = []
-        for batch in micro_batches(rows, settings.micro_batch_tokens):
+        for batch in self._deal(rows, settings.micro_batch_tokens):
             members = [m for row in batch for m in row.members]
             engine_T = torch.tensor([v for m in members for v in (m.logprobs or [0.0] * len(m.ids))],
                                     device=self.device)
@@ -238,7 +346,8 @@ class Policy:
 
     def _optimizer_step(self, rows, old, step: int, settings: UpdateSettings, sums: dict) -> None:
         self.gradient(rows, settings, old, sums)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), settings.max_grad_norm)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if not torch.isfinite(norm):          # the summed gradient is the same on all ranks: all stop together
             raise FloatingPointError(f"gradient norm is {norm.item()} at step {step}: stopped before the update")
         sums["grad_norm"] = max(sums.get("grad_norm", 0.0), norm.item())       # the largest of the minibatches
@@ -259,30 +368,98 @@ class Policy:
     # ------------------------------------------------------------------------------------------ checkpoints
 
     def save(self, folder: Path) -> None:
-        """An ordinary Hugging Face checkpoint folder plus the optimiser's state.  Safetensors only."""
-        self.model.save_pretrained(folder)
-        self.processor.save(folder)
-        state = {f"{name}.{key}": value.clone() for name, p in self.model.named_parameters()
-                 for key, value in self.optimizer.state.get(p, {}).items()}
-        save_file(state, folder / "optimizer.safetensors")
+        """Into one folder that all ranks see: an ordinary Hugging Face checkpoint (whole weights, compute dtype) and,
+        one file per rank, the shards of master weights and optimiser state.  Safetensors only."""
+        state = {f"weight.{name}": local(p).detach() for name, p in self.model.named_parameters()}
+        state |= {f"{key}.{name}": local(value) for name, p in self.parameters.items()
+                  for key, value in self.optimizer.state.get(p, {}).items()}
+        save_file({name: tensor.cpu().clone() for name, tensor in state.items()},
+                  folder / f"trainer-{self.rank:05d}-of-{self.world:05d}.safetensors")
+        tied = set(self.model.state_dict()) - {name for name, _ in self.model.named_parameters()}
+        whole = {}
+        for name, tensor in self.weights():                                     # gathered by all, kept by one
+            if self.rank == 0 and name not in tied:
+                whole[name] = tensor.detach().cpu()
+        if self.rank == 0:
+            self.model.save_pretrained(folder, state_dict=whole)
+            self.processor.save(folder)
 
     def load(self, folder: Path) -> None:
-        """Restores weights and optimiser state written by save().  The reference stays the start policy."""
-        weights = load_file(folder / "model.safetensors")
-        missing, unexpected = self.model.load_state_dict(weights, strict=False)
-        tied = set(getattr(self.model, "_tied_weights_keys", None) or ())
-        if unexpected or set(missing) - tied:
-            raise ValueError(f"{folder}: weights of another model ({len(missing)} missing, {len(unexpected)} unknown)")
-        state = load_file(folder / "optimizer.safetensors")
-        if state:                                  # empty before the first update; cloned because files are mapped
+        """Restores what save() wrote, on any number of ranks.  The reference stays the start policy."""
+        files = sorted(folder.glob("trainer-*-of-*.safetensors"))
+        if not files or len(files) != int(files[0].stem[-5:]):
+            raise ValueError(f"{folder}: {len(files)} files trainer-*.safetensors, that is not all of them")
+        own = self.world == len(files)
+        shards = [safe_open(file, "pt") for file in (files[self.rank:self.rank + 1] if own else files)]
+
+        def read(name: str, into: torch.Tensor) -> None:
+            pieces = [shard.get_tensor(name) for shard in shards]
+            whole = torch.cat(pieces) if len(pieces) > 1 and pieces[0].dim() else pieces[0]
+            if isinstance(into, DTensor) and not own:
+                parts = whole.chunk(self.world)                                 # FSDP2 cuts the first dimension
+                whole = parts[self.rank] if self.rank < len(parts) else whole[:0]
+            if local(into).shape != whole.shape:
+                raise ValueError(f"{folder}: {name} is {tuple(whole.shape)}, not {tuple(local(into).shape)}")
+            local(into).copy_(whole)
+
+        names = set(shards[0].keys())
+        expected = {f"weight.{name}" for name, _ in self.model.named_parameters()}
+        if {name for name in names if name.startswith("weight.")} != expected:
+            raise ValueError(f"{folder}: weights of another model")
+        with torch.no_grad():
             for name, p in self.model.named_parameters():
-                self.optimizer.state[p] = {key: state[f"{name}.{key}"].clone()
-                                           for key in ("step", "exp_avg", "exp_avg_sq")}
+                read(f"weight.{name}", p)
+            if names != expected:                                               # no state before the first update
+                for name, p in self.parameters.items():
+                    state = {"step": torch.tensor(0.0)} | {k: torch.zeros_like(p) for k in ("exp_avg", "exp_avg_sq")}
+                    for key, value in state.items():
+                        read(f"{key}.{name}", value)
+                    self.optimizer.state[p] = state
 
 
-def micro_batches(rows: list[Row], budget: int) -> list[list[Row]]:
-    """Splits rows so that no forward pass exceeds `budget` tokens with padding; a long group is split by members
-    (its prompt is then repeated), a single member that is longer runs alone."""
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's shard of a sharded tensor; any other as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+# ------------------------------------------------------------------------------------------------- masks and budgets
+
+def tree_mask(row_of: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
+    """Dense mask [lines, 1, L, L] bool from [lines, L]: a token sees the past of its own row, of which the prompt
+    (owner 0) and its own response, never a sibling."""
+    causal = torch.ones(row_of.shape[1], row_of.shape[1], dtype=torch.bool, device=row_of.device).tril()
+    same_row = row_of[:, None, :] == row_of[:, :, None]
+    shared = (owner[:, None, :] == 0) | (owner[:, None, :] == owner[:, :, None])
+    return (causal & same_row & shared)[:, None]
+
+
+def tree_block_mask(row_of: torch.Tensor, owner: torch.Tensor):
+    """The same mask as blocks for FlexAttention, which skips those that are empty."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def sees(line, head, query, key):
+        return ((query >= key) & (row_of[line, query] == row_of[line, key])
+                & ((owner[line, key] == 0) | (owner[line, key] == owner[line, query])))
+
+    lines, length = row_of.shape
+    return create_block_mask(sees, lines, None, length, length, device=row_of.device, _compile=row_of.is_cuda)
+
+
+@lru_cache
+def flex_kernel(compiled: bool):
+    from torch.nn.attention.flex_attention import flex_attention
+    return torch.compile(flex_attention) if compiled else flex_attention
+
+
+def tree_attention(module, query, key, value, attention_mask, scaling=None, **_):
+    """Attention function for transformers: [batch, heads, L, head size] -> [batch, L, heads, head size]."""
+    out = flex_kernel(query.is_cuda)(query, key, value, block_mask=attention_mask, scale=scaling, enable_gqa=True)
+    return out.transpose(1, 2), None
+
+
+def split(rows: list[Row], budget: int) -> list[Row]:
+    """Cuts groups that are longer than `budget` tokens between members (the prompt is then repeated); a single member
+    that is longer stays whole."""
     pieces: list[Row] = []
     for row in rows:
         current: list[grpo.Member] = []
@@ -293,9 +470,15 @@ def micro_batches(rows: list[Row], budget: int) -> list[list[Row]]:
             current = current + [member]
         if current:
             pieces.append(Row(row.prompt, current))
+    return pieces
+
+
+def micro_batches(rows: list[Row], budget: int, packed: bool = False) -> list[list[Row]]:
+    """Puts rows together so that no forward pass exceeds `budget` tokens, padding included unless `packed`."""
     batches: list[list[Row]] = []
-    for piece in sorted(pieces, key=lambda p: p.length, reverse=True):       # alike lengths side by side
-        if batches and max(batches[-1][0].length, piece.length) * (len(batches[-1]) + 1) <= budget:
+    for piece in sorted(split(rows, budget), key=lambda p: p.length, reverse=True):       # alike lengths side by side
+        if batches and (sum(row.length for row in batches[-1]) + piece.length if packed
+                        else batches[-1][0].length * (len(batches[-1]) + 1)) <= budget:
             batches[-1].append(piece)
         else:
             batches.append([piece])

@@ -7,6 +7,7 @@ micro-batches, the stage-2 log-prob trap, a resume that is not exact, an update 
 import copy
 import math
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,11 +47,12 @@ def online(*rows: Row) -> list[grpo.Group]:
     return [grpo.Group(row.prompt, row.members, GroupKind.ONLINE) for row in rows]
 
 
-def double(checkpoint, processor, perturbed: bool = False) -> Policy:
-    policy = Policy(checkpoint, processor, reference=perturbed, dtype=torch.float64)
+def double(checkpoint, processor, perturbed: bool = False, checkpointing: bool = False) -> Policy:
+    policy = Policy(checkpoint, processor, reference=perturbed, dtype=torch.float64,
+                    gradient_checkpointing=checkpointing)
     if perturbed:
         generator = torch.Generator().manual_seed(1)
-        for p in policy.reference.parameters():
+        for p in policy.reference.model.parameters():
             p.add_(0.2 * p.std() * torch.randn(p.shape, generator=generator, dtype=p.dtype))
     return policy
 
@@ -124,7 +126,7 @@ def test_the_gradient_is_the_mean_by_its_definition(checkpoint, processor, pictu
         got, terms = gradients(policy), []
         for prompt, m in members:
             logp = response_logprobs(policy.model, prompt, m.ids, processor)
-            ref = response_logprobs(policy.reference, prompt, m.ids, processor)
+            ref = response_logprobs(policy.reference.model, prompt, m.ids, processor)
             gap = logp.detach() - torch.tensor(m.logprobs)
             correction = 1.0 if m.rolled_back else gap.exp().clamp(max=2.0)         # cap 2
             k3 = (ref - logp).exp() - (ref - logp) - 1
@@ -136,45 +138,122 @@ def test_the_gradient_is_the_mean_by_its_definition(checkpoint, processor, pictu
 
 
 def run_rank(rank: int, folder: str, checkpoint: str, images: list) -> None:
-    """One of two processes: rank 0 gets the first row, rank 1 the others; then rank 0 all and rank 1 none."""
+    """One of two sharded processes.  Rows differ in pictures and lengths, and one has no picture at all."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     processor = Processor(checkpoint)
-    policy, rows = double(checkpoint, processor), make_rows(processor, lambda w, h, seed: images[seed])
-    for name, mine in (("uneven", rows[:1] if rank == 0 else rows[1:]), ("empty", rows if rank == 0 else [])):
-        for token_mean in (False, True):
-            policy.gradient(mine, UpdateSettings(token_mean=token_mean, micro_batch_tokens=200))
-            save_file(gradients(policy), f"{folder}/{name}-{token_mean}-{rank}.safetensors")
-    metrics = policy.update(online(*(rows[:1] if rank == 0 else rows[1:])), 1, UpdateSettings())
-    save_file({k: torch.tensor(v, dtype=torch.float64) for k, v in metrics.items()},
-              f"{folder}/metrics-{rank}.safetensors")
+
+    def save(name: str, tensors: dict) -> None:
+        save_file({k: getattr(v, "full_tensor", lambda v=v: v)() for k, v in tensors.items()},
+                  f"{folder}/{name}-{rank}.safetensors")
+
+    policy, rows = double(checkpoint, processor, perturbed=False), make_rows(processor, lambda w, h, seed: images[seed])
+    assert all(p.to_local().shape[0] <= (p.shape[0] + 1) // 2 for p in policy.model.parameters())      # really shards
+    for token_mean in (False, True):
+        policy.gradient(rows, UpdateSettings(token_mean=token_mean, micro_batch_tokens=200))
+        save(f"all-{token_mean}", gradients(policy))
+    policy.gradient(rows[1:2], UpdateSettings())              # the row without picture, and nothing for one rank
+    save("text", gradients(policy))
+
+    policy = double(checkpoint, processor, checkpointing=True)
+    sampled = (rows[:1], rows[1:]) if rank == 0 else (rows[1:], [])
+    for step in (1, 2, 3):
+        metrics = policy.update(online(*sampled[step % 2]), step, UpdateSettings(minibatches=2))
+        save(f"metrics-{step}", {k: torch.tensor(v, dtype=torch.float64) for k, v in metrics.items()})
+        if step == 2:
+            policy.save(Path(folder))
+    save("weights", dict(policy.weights()))
+
+    frozen = Policy(checkpoint, processor, freeze_vision=True, compute_dtype=torch.bfloat16)
+    before = {name: p.full_tensor() for name, p in frozen.model.named_parameters()}
+    frozen.update(online(*rows), 2, UpdateSettings())
+    for name, p in frozen.model.named_parameters():
+        assert p.dtype == torch.float32 and torch.equal(p.full_tensor(), before[name]) == ("visual" in name), name
     dist.destroy_process_group()
 
 
-def test_two_ranks_equal_one(checkpoint, processor, picture, tmp_path):
-    policy, rows = double(checkpoint, processor), make_rows(processor, picture)
+def test_two_sharded_ranks_equal_one_process(checkpoint, processor, picture, tmp_path):
     images = {10 * r + i: picture(w, h, 10 * r + i) for r, (sizes, _) in enumerate(SHAPES)
               for i, (w, h) in enumerate(sizes)}
     ranks = mp.spawn(run_rank, (str(tmp_path), checkpoint, images), nprocs=2, join=False)
     try:
+        policy, rows = double(checkpoint, processor), make_rows(processor, picture)
+        expected = {}
         for token_mean in (False, True):
             policy.gradient(rows, UpdateSettings(token_mean=token_mean))
-            save_file(gradients(policy), tmp_path / f"one-{token_mean}.safetensors")
-        one = policy.update(online(*rows), 1, UpdateSettings())
+            expected[f"all-{token_mean}"] = gradients(policy)
+        policy.gradient(rows[1:2], UpdateSettings())
+        expected["text"] = gradients(policy)
+        policy, one = double(checkpoint, processor), {}
+        # Queries of the batch go round the ranks: rank 0 samples the first and rank 1 the second, and so on.
+        orders = {1: [rows[1], rows[2], rows[3]], 0: [rows[0], rows[1], rows[2], rows[3]]}
+        for step in (1, 2, 3):
+            one[step] = policy.update(online(*orders[step % 2]), step, UpdateSettings(minibatches=2))
         for _ in range(2):                                   # join() comes back when the first of them has ended
             if ranks.join(timeout=100):
                 break
     finally:
         for process in ranks.processes:
             process.kill()
-    for token_mean in (False, True):
-        expected = load_file(tmp_path / f"one-{token_mean}.safetensors")
-        for name in ("uneven", "empty"):
-            for rank in (0, 1):
-                assert_same(load_file(tmp_path / f"{name}-{token_mean}-{rank}.safetensors"), expected, 1e-6)
-    for rank in (0, 1):                                       # all ranks report the same numbers, those of one process
-        two = {k: v.item() for k, v in load_file(tmp_path / f"metrics-{rank}.safetensors").items()}
-        assert two == pytest.approx(one, rel=1e-5, abs=1e-9)
+
+    for rank in (0, 1):
+        for name, gradient in expected.items():
+            assert_same(load_file(tmp_path / f"{name}-{rank}.safetensors"), gradient, 1e-6)
+        for step in (1, 2, 3):                                # all ranks report the same numbers, those of one process
+            two = {k: v.item() for k, v in load_file(tmp_path / f"metrics-{step}-{rank}.safetensors").items()}
+            assert two == pytest.approx(one[step], rel=1e-5, abs=1e-9)
+        weights = load_file(tmp_path / f"weights-{rank}.safetensors")
+        assert set(weights) == set(policy.model.state_dict()) and "lm_head.weight" in weights
+        for name, tensor in policy.model.state_dict().items():
+            torch.testing.assert_close(weights[name], tensor, rtol=0, atol=1e-5 * tensor.abs().max().item())
+
+    # Two ranks wrote the checkpoint, one goes on from it.
+    resumed = double(checkpoint, processor)
+    resumed.load(tmp_path)
+    assert resumed.update(online(*orders[1]), 3, UpdateSettings(minibatches=2)) == pytest.approx(one[3], rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["packed", "checkpointed"])
+def test_rows_end_to_end_equal_rows_apart(checkpoint, processor, picture, kind):
+    """Pictures of different sizes in one line: positions start anew with each row and no row sees another."""
+    policy, rows = double(checkpoint, processor, perturbed=True), make_rows(processor, picture)
+    policy.gradient(rows, UpdateSettings(kl_coef=0.3))
+    expected, logp = gradients(policy), policy.logprobs(policy.pack(rows))[0].detach()
+    other = double(checkpoint, processor, perturbed=True, checkpointing=kind == "checkpointed")
+    other.packed = kind == "packed"
+    packed = other.pack(rows)
+    assert packed[0]["input_ids"].shape[0] == (1 if kind == "packed" else len(rows))
+    torch.testing.assert_close(other.logprobs(packed)[0], logp, atol=1e-5, rtol=0)
+    other.gradient(rows, UpdateSettings(kl_coef=0.3))
+    assert_same(gradients(other), expected, 1e-5)
+
+
+def test_the_block_mask_is_the_dense_mask(checkpoint, processor, picture):
+    """FlexAttention (forward pass only, on a CPU) with the mask that a GPU uses, against the dense one."""
+    rows = make_rows(processor, picture)
+    dense, flex = Policy(checkpoint, processor, reference=False), Policy(checkpoint, processor, reference=False,
+                                                                         attention="flex")
+    with torch.no_grad():
+        arguments, where, targets = flex.pack(rows)
+        assert arguments["input_ids"].shape[0] == 1 and arguments["input_ids"].shape[1] % 128 == 0
+        torch.testing.assert_close(flex.scorer(arguments, where, targets)[0], dense.logprobs(dense.pack(rows))[0],
+                                   atol=1e-5, rtol=0)
+
+
+def test_rows_are_dealt_evenly(policy, processor, picture):
+    """32 groups of very different lengths: four ranks get as many tokens each as they can, and equally many batches."""
+    policy.world, policy.sharded = 4, True
+    rng = random.Random(0)
+    shapes = [([(32, 32)] if i % 3 else [], [rng.randint(1, 90) for _ in range(rng.randint(8, 16))]) for i in range(32)]
+    rows, hands = make_rows(processor, picture, shapes), []
+    for policy.rank in range(4):
+        hands.append(policy._deal(rows, 1024))
+    members = sorted(id(m) for hand in hands for batch in hand for row in batch for m in row.members)
+    assert members == sorted(id(m) for row in rows for m in row.members)
+    assert len({len(hand) for hand in hands}) == 1
+    assert all(any(row.prompt.images for row in batch) for hand in hands for batch in hand)
+    tokens = [sum(row.length for batch in hand for row in batch) for hand in hands]
+    assert max(tokens) < 1.1 * min(tokens)
 
 
 # ---------------------------------------------------------------------------------------------------- the method
@@ -208,7 +287,7 @@ def test_first_update_of_a_sampled_mixed_group(policy, processor, prompt_of):
                             [Member(retry[0].ids, retry[0].logprobs, 1.0)], 0.5)
     metrics = policy.update([group], 1, UpdateSettings())
     tokens, retried = sum(len(m.ids) for m in group.members), len(retry[0].ids)
-    here = response_logprobs(policy.reference, prompt, retry[0].ids, processor)
+    here = response_logprobs(policy.reference.model, prompt, retry[0].ids, processor)
     gap = (torch.tensor(retry[0].logprobs) - here).mean().item()
     assert abs(gap) > 1e-3                                       # the two prompts do differ
     assert (metrics["ratio"], metrics["kl"], metrics["clipped_share"], metrics["clamped_share"]) == (1, 0, 0, 0)
@@ -220,7 +299,7 @@ def test_first_update_of_a_sampled_mixed_group(policy, processor, prompt_of):
     assert metrics["grad_norm"] > 0 and metrics["learning_rate"] == pytest.approx(1e-4 / 3)
     after = response_logprobs(policy.model, prompt, retry[0].ids, processor)
     assert after.sum() > here.sum()                              # the lesson has become likelier
-    assert all(torch.equal(v, start[k]) for k, v in policy.reference.state_dict().items())
+    assert all(torch.equal(v, start[k]) for k, v in policy.reference.model.state_dict().items())
 
 
 def test_an_update_without_groups_leaves_everything_as_it_is(policy, processor, picture):
@@ -283,8 +362,8 @@ def test_a_checkpoint_before_the_first_update(policy, tmp_path):
     assert all(torch.equal(v, start[k]) for k, v in policy.model.state_dict().items())
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors"])
-def test_a_damaged_checkpoint_is_refused(policy, processor, picture, tmp_path, file):
+def test_a_damaged_checkpoint_is_refused(policy, processor, picture, tmp_path):
+    file = "trainer-00000-of-00001.safetensors"
     policy.update(online(*make_rows(processor, picture, SHAPES[:1])), 1, UpdateSettings())
     policy.save(tmp_path)
     whole = (tmp_path / file).read_bytes()
@@ -295,6 +374,9 @@ def test_a_damaged_checkpoint_is_refused(policy, processor, picture, tmp_path, f
         policy.load(tmp_path)
     save_file(tensors, tmp_path / file)
     with pytest.raises((ValueError, KeyError)):              # else momentum is forgotten and nobody is told
+        policy.load(tmp_path)
+    (tmp_path / file).rename(tmp_path / "trainer-00000-of-00002.safetensors")
+    with pytest.raises(ValueError, match="not all of them"):
         policy.load(tmp_path)
 
 
