@@ -1,7 +1,8 @@
 """ContextRL: context-augmented reinforcement learning for vision-language models (arXiv 2602.22623).
 
     torchrun contextrl.py                                        the built-in world, to the end, on a laptop
-    torchrun --nproc-per-node 2 contextrl.py --steps 4           two ranks
+    torchrun --nproc-per-node 8 contextrl.py paper.json --data train.jsonl --verifier http://HOST:8000/v1
+    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 contextrl.py ...
     python contextrl.py --output_dir RUN --resume                goes on from the last checkpoint
     python contextrl.py --help                                   every setting
 
@@ -26,6 +27,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -35,34 +37,42 @@ from tqdm import tqdm
 
 import grpo
 import sampler
+import toy
 from data import DataError, Processor, Prompt, Query, batch_order, load_queries
 from eval import measure, summarise, table
-from policy import Policy, UpdateSettings, all_sum, model_fingerprint
+from policy import Policy, UpdateSettings, all_gather, all_sum, model_fingerprint
 from report import write_report
-from reward import Verdict, VerifierUnreliable
+from reward import Verdict, Verifier, VerifierUnreliable
 from runs import Rollout, Run, UsageError, read_recording, record, replay, statistics, write_atomic
-from sampler import HFEngine, Sample
+from sampler import HFEngine, Sample, VLLMEngine
 
 
 def setting(default, text: str):
     return field(default=default, metadata={"help": text})
 
 
-LEAST = {"steps": 1, "stop_after": 0, "queries_per_step": 1, "group_size": 2, "max_new_tokens": 1, "max_pixels": 4096,
+LEAST = {"steps": 1, "stop_after": 0, "queries_per_step": 1, "group_size": 2, "max_new_tokens": 1, "max_context": 2,
+         "tensor_parallel": 1, "judge_concurrency": 1, "max_pixels": 4096,
          "seed": 0, "warmup_steps": 0, "min_lr_ratio": 0, "weight_decay": 0, "minibatches": 1, "micro_batch_tokens": 1,
          "kl_coef": 0, "refill_rounds": 1, "overlong_buffer": 1, "eval_every": 0, "save_every": 1}
-ABOVE_ZERO = ("temperature", "learning_rate", "max_grad_norm", "clip_high", "mismatch_cap")
+ABOVE_ZERO = ("temperature", "learning_rate", "max_grad_norm", "clip_high", "mismatch_cap", "engine_memory",
+              "judge_timeout")
 
 
 @dataclass
 class Config:
-    """Every setting, flat.  `python contextrl.py FILE.json` reads them from a file."""
+    """Every setting, flat.  `python contextrl.py FILE.json --more ...` reads them from a file; flags win."""
 
     method: Literal["contextrl", "grpo", "dapo", "sft"] = setting("contextrl", "what to train with")
     model: str = setting("assets/toy", "start policy: Hugging Face checkpoint folder or hub id")
     data: str = setting("toy", "training queries: a JSONL file, or 'toy' for the built-in world")
     eval_data: str = setting("", "held-out queries: a JSONL file; empty: the built-in world's, or none")
-    verifier: Literal["toy"] = setting("toy", "who judges: 'toy' is the built-in world's exact verifier")
+    verifier: str = setting("toy", "who judges: 'toy' (the built-in world's exact verifier), one or more URLs of "
+                                   "OpenAI-compatible servers (commas between), or a model to run in process")
+    judge_model: str = setting("", "name of the model at the URL; empty: the one that is served")
+    judge_concurrency: int = setting(32, "judge calls under way at once, per rank")
+    judge_timeout: float = setting(120.0, "seconds for one try of a judge call")
+    judge_max_failed: float = setting(0.2, "stop if more than this share of the last verdicts failed")
     output_dir: str = setting("", "run folder; empty: runs/<time>-<method>")
     seed: int = setting(0, "seed of data order and of every sample")
 
@@ -72,6 +82,12 @@ class Config:
     group_size: int = setting(8, "K, stage-1 samples per query")
     max_new_tokens: int = setting(32, "longest response")
     temperature: float = setting(1.0, "sampling temperature; the trainer's log-probs use the same")
+    engine: Literal["hf", "vllm"] = setting("hf", "who samples: transformers, or vLLM inside every rank")
+    max_context: int = setting(4096, "vLLM: longest prompt + response; stage 2 needs room for the failed try")
+    tensor_parallel: int = setting(1, "vLLM: ranks that share one engine")
+    engine_memory: float = setting(0.5, "vLLM: share of the GPU's memory for weights and KV cache while sampling")
+    barrier: bool = setting(False, "finish stage 1 and its verdicts before stage 2 starts; vLLM else runs all as one "
+                                   "continuous batch")
     max_pixels: int = setting(3_000_000, "largest image area after resizing")
 
     verifier_context: Literal["solution", "answer", "none"] = setting("solution", "what the judge is told")
@@ -88,6 +104,12 @@ class Config:
     max_grad_norm: float = setting(1.0, "gradient clipping")
     minibatches: int = setting(2, "optimiser steps per batch of samples")
     micro_batch_tokens: int = setting(4096, "tokens of one forward pass; does not change the result")
+    dtype: Literal["auto", "float32", "bfloat16"] = setting("auto", "of forward and backward pass and engine; master "
+                                                            "weights are fp32; auto: bfloat16 on CUDA")
+    attention: Literal["auto", "flex", "sdpa"] = setting("auto", "of the trainer; auto: flex on CUDA, sdpa on CPU")
+    gradient_checkpointing: bool = setting(False, "compute activations twice instead of keeping them")
+    freeze_vision: bool = setting(False, "do not train the vision tower")
+    offload_reference: bool = setting(False, "keep the reference model's shards in CPU memory (CUDA only)")
     clip_low: float = setting(0.2, "ε_low")
     clip_high: float | None = setting(None, "ε_high; default 0.2, DAPO 0.28")
     kl_coef: float | None = setting(None, "β; default 0.01, DAPO and SFT 0; 0 loads no reference model")
@@ -123,6 +145,15 @@ class Config:
             (sft and (self.rollout_only or bool(self.rollouts_from)), "--method sft has no rollouts"),
             (self.device not in ("auto", "cpu", "cuda"), f"--device must be auto, cpu or cuda, not {self.device}"),
             (self.device == "cuda" and not torch.cuda.is_available(), "--device cuda: no CUDA device is available"),
+            (self.engine_memory >= 1, f"--engine_memory must be below 1, not {self.engine_memory}"),
+            (not 0 <= self.judge_max_failed < 1, f"--judge_max_failed must be in [0, 1), not {self.judge_max_failed}"),
+            (self.engine != "vllm" and self.tensor_parallel > 1, "--tensor_parallel needs --engine vllm"),
+            (self.engine == "vllm" and not find_spec("vllm"), "--engine vllm: vllm is not installed"),
+            (self.max_context <= self.max_new_tokens and self.engine == "vllm",
+             f"--max_context {self.max_context} leaves no room for a prompt beside --max_new_tokens"),
+            (self.attention == "flex" and not self.on_cuda(), "--attention flex has no backward pass on a CPU"),
+            (self.dtype == "bfloat16" and not self.on_cuda(), "--dtype bfloat16 needs CUDA"),
+            (self.offload_reference and not self.on_cuda(), "--offload_reference needs CUDA"),
             (self.resume and not self.output_dir, "--resume needs --output_dir"),
             (self.resume and not Path(self.output_dir).is_dir(), f"--resume: no run folder {self.output_dir}"),
             (bool(self.rollouts_from) and not Path(self.rollouts_from).is_file(),
@@ -131,6 +162,9 @@ class Config:
             if bad:
                 raise UsageError(message)
         return self
+
+    def on_cuda(self) -> bool:
+        return self.device != "cpu" and torch.cuda.is_available()
 
     def update_settings(self) -> UpdateSettings:
         shared = {f.name for f in fields(UpdateSettings)} & {f.name for f in fields(self)}
@@ -146,7 +180,7 @@ def read_config(arguments: list[str]) -> Config:
     def refuse(message: str):
         raise UsageError(message)
     parser.error = refuse                                   # one line instead of a page of usage
-    if len(arguments) == 1 and arguments[0].endswith(".json"):
+    if arguments and arguments[0].endswith(".json"):
         try:
             settings = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -154,7 +188,7 @@ def read_config(arguments: list[str]) -> Config:
         if not isinstance(settings, dict):
             raise UsageError(f"cannot read settings from {arguments[0]}: not a JSON object")
         given = {name: value for name, value in settings.items() if value is not None}
-        arguments = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+        arguments = [word for name, value in given.items() for word in (f"--{name}", str(value))] + arguments[1:]
     try:
         return parser.parse_args_into_dataclasses(arguments)[0].resolve()
     except ValueError as error:
@@ -165,35 +199,39 @@ def first_line(error: Exception) -> str:
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip()
 
 
-def dist_init() -> tuple[int, int, str]:
-    """-> (rank, world size, device name).  Works with and without torchrun."""
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    cuda = torch.cuda.is_available()
+def dist_init(cuda: bool) -> tuple[int, int, str]:
+    """-> (rank, world size, device name).  Works with and without torchrun; a single CPU process needs no group."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if cuda else "cpu"
-    if world > 1:
-        if cuda:
-            torch.cuda.set_device(device)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(minutes=30))
-    return int(os.environ.get("RANK", 0)), world, device
+    if cuda:
+        torch.cuda.set_device(device)
+    if cuda or world > 1:                        # a single GPU is a mesh of one: the same mixed precision as on many
+        alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if world == 1 else {}
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(minutes=60), **alone)
+    return rank, world, device
 
 
 # ------------------------------------------------------------------------------------------------------- parts
 
-def build_world(config: Config) -> tuple[list[Query], list[Query], object, object, set[str] | None]:
-    """-> (training queries, held-out queries, training verifier, evaluation verifier, families in the overall score).
-
-    The ONE place where this file reaches the built-in world.
-    """
-    import toy
-
+def build_data(config: Config) -> tuple[list[Query], list[Query], set[str] | None]:
+    """-> (training queries, held-out queries, families that count in the overall score)."""
     train = toy.train_queries() if config.data == "toy" else load_queries(config.data)
     heldout = load_queries(config.eval_data) if config.eval_data else (
         toy.heldout_queries() if config.data == "toy" else [])
-    for query in [*train, *heldout]:
-        if not toy.FACTS <= set(query.facts):
-            raise UsageError(f"query {query.id}: --verifier toy needs the facts of its picture")
-    counted = toy.COUNTED if toy.COUNTED & {q.family for q in heldout} else None
-    return train, heldout, toy.ToyVerifier(config.verifier_context), toy.ToyVerifier("solution"), counted
+    return train, heldout, toy.COUNTED if toy.COUNTED & {q.family for q in heldout} else None
+
+
+def build_verifiers(config: Config, run: Run, queries: list[Query]):
+    """-> (verifier of training, verifier of evaluation: always the full solution, and exact where that exists)."""
+    stranger = next((q for q in queries if not toy.FACTS <= set(q.facts)), None)
+    if config.verifier == "toy":
+        if stranger:
+            raise UsageError(f"query {stranger.id}: --verifier toy needs the facts of its picture")
+        return toy.ToyVerifier(config.verifier_context), toy.ToyVerifier("solution")
+    chat = build_judge(config, run)
+    settings = {"concurrency": config.judge_concurrency, "max_failed_share": config.judge_max_failed}
+    return (Verifier(chat, config.verifier_context, **settings),
+            Verifier(chat, "solution", **settings) if stranger else toy.ToyVerifier("solution"))
 
 
 # What transformers raises on folders that are not a complete checkpoint of a vision-language model.
@@ -206,8 +244,11 @@ def build_policy(config: Config, run: Run, device: str) -> tuple[Processor, Poli
     try:
         processor = Processor(config.model, config.max_pixels)
         policy = Policy(config.model, processor, config.learning_rate, config.steps, config.warmup_steps,
-                        config.min_lr_ratio, config.weight_decay, config.temperature,
-                        reference=config.kl_coef > 0, device=device)
+                        config.min_lr_ratio, config.weight_decay, config.temperature, config.kl_coef > 0, device,
+                        compute_dtype=torch.bfloat16 if config.on_cuda() and config.dtype != "float32" else None,
+                        attention=None if config.attention == "auto" else config.attention,
+                        gradient_checkpointing=config.gradient_checkpointing, freeze_vision=config.freeze_vision,
+                        offload_reference=config.offload_reference)
     except (*LOADING, SafetensorError) as error:
         raise UsageError(f"cannot load model {config.model}: {first_line(error)}") from None
     if run.checkpoint:
@@ -219,6 +260,18 @@ def build_policy(config: Config, run: Run, device: str) -> tuple[Processor, Poli
         except (*LOADING, SafetensorError) as error:
             raise UsageError(f"cannot load checkpoint {run.checkpoint}: {first_line(error)}") from None
     return processor, policy
+
+
+def build_engine(config: Config, processor: Processor, policy: Policy):
+    """Starts with the policy's present weights: those of a checkpoint if the run is resumed."""
+    if config.engine == "vllm":
+        engine = VLLMEngine(config.model, processor, config.temperature, config.max_new_tokens, config.max_context,
+                            config.tensor_parallel, config.engine_memory, dtype=str(policy.compute_dtype)[6:])
+    else:                                       # shards cannot generate: the engine then has a whole copy of its own
+        model = policy.whole_copy() if policy.sharded else policy.model
+        engine = HFEngine(model, processor, config.temperature, config.max_new_tokens)
+    engine.load_weights(policy.weights())
+    return engine
 
 
 def next_queries(queries: list[Query], cursor: int, n: int, seed: int) -> list[Query]:
@@ -237,35 +290,64 @@ def collect(batch_P: list[Query], ids_P: list[str], step: int, config: Config, e
     `ids_P` seed the samples and differ within a step, also where a small data set brings a query twice.
     """
     prompts_P = [processor.prompt(q) for q in batch_P]
-    seed_key = (config.seed, step)
+    shown = (prompts_P, ids_P, config.group_size, (config.seed, step))
 
-    samples_P_G = sampler.stage1(engine, prompts_P, ids_P, config.group_size, seed_key)
-    verdicts_P_G = verify(batch_P, samples_P_G, verifier)
+    def reports_for(verdicts_G: list[Verdict]) -> list[str] | None:
+        """What stage 2 shows, or None: no stage 2.  Only where every verdict is there and negative: a failed judge
+        must not look like a hard query."""
+        if not config.stage2 or any(v.reward != 0.0 for v in verdicts_G):
+            return None
+        return [v.report if config.report else "" for v in verdicts_G]
 
-    # Only queries whose every verdict is there and negative: a failed judge must not look like a hard query.
-    hard = [i for i, verdicts_G in enumerate(verdicts_P_G)
-            if config.stage2 and all(v.reward == 0.0 for v in verdicts_G)]
-    reports = [[v.report if config.report else "" for v in verdicts_P_G[i]] for i in hard]
-    retries = sampler.stage2(engine, processor, [prompts_P[i] for i in hard], [ids_P[i] for i in hard],
-                             [samples_P_G[i] for i in hard], reports, seed_key)
-    retry_verdicts = verify([batch_P[i] for i in hard], retries, verifier)
-    second = {i: (r, v) for i, r, v in zip(hard, retries, retry_verdicts, strict=True)}
+    if config.engine == "vllm" and not config.barrier:
+        stages = sampler.two_stages(engine, processor, *shown, lambda p, text: verifier.judge_one(batch_P[p], text),
+                                    reports_for, workers=config.judge_concurrency)
+    else:
+        stages = one_after_the_other(engine, processor, batch_P, *shown, verifier, reports_for)
 
     rollouts_P = []
-    for i, query in enumerate(batch_P):
-        retries_G, retry_verdicts_G = second.get(i, ([], []))
+    for query, prompt, samples_G, verdicts_G, retries_G, retry_verdicts_G in zip(
+            batch_P, prompts_P, *stages, strict=True):
         kept_G = [v.reward == 1.0 and sampler.is_independent(r.text)
                   for r, v in zip(retries_G, retry_verdicts_G, strict=True)]
-        parts = (samples_P_G[i], verdicts_P_G[i], retries_G, retry_verdicts_G, kept_G)
-        rollouts_P.append(Rollout(query, roll_back(config, query, prompts_P[i], *parts), *parts))
+        parts = (samples_G, verdicts_G, retries_G, retry_verdicts_G, kept_G)
+        rollouts_P.append(Rollout(query, roll_back(config, query, prompt, *parts), *parts))
     return rollouts_P
 
 
-def verify(batch_P: list[Query], samples_P_G: list[list[Sample]], verifier) -> list[list[Verdict]]:
-    """One judge call per response, all in one go -> verdicts_P_G."""
-    flat = [(query, sample.text) for query, samples_G in zip(batch_P, samples_P_G, strict=True) for sample in samples_G]
-    verdicts = iter(verifier.judge([query for query, _ in flat], [text for _, text in flat]))
-    return [[next(verdicts) for _ in samples_G] for samples_G in samples_P_G]
+def one_after_the_other(engine, processor: Processor, batch_P: list[Query], prompts_P, ids_P, group_size: int,
+                        seed_key: tuple, verifier, reports_for):
+    """Sample all, verify all, resample all hard queries, verify again -> samples, verdicts, retries, their verdicts.
+    `sampler.two_stages` draws the same without the waiting in between."""
+    def verify(queries_P: list[Query], samples_P_G: list[list[Sample]]) -> list[list[Verdict]]:
+        flat = [(q, sample.text) for q, samples_G in zip(queries_P, samples_P_G, strict=True) for sample in samples_G]
+        verdicts = iter(engine.share(verifier.judge(*map(list, zip(*flat))) if engine.leader and flat else []))
+        return [[next(verdicts) for _ in samples_G] for samples_G in samples_P_G]
+
+    samples_P_G = sampler.stage1(engine, prompts_P, ids_P, group_size, seed_key)
+    verdicts_P_G = verify(batch_P, samples_P_G)
+    reports_P = [reports_for(verdicts_G) for verdicts_G in verdicts_P_G]
+    hard = [p for p, reports_G in enumerate(reports_P) if reports_G is not None]
+    retries = sampler.stage2(engine, processor, [prompts_P[p] for p in hard], [ids_P[p] for p in hard],
+                             [samples_P_G[p] for p in hard], [reports_P[p] for p in hard], seed_key)
+    again = verify([batch_P[p] for p in hard], retries)
+    retries_P_G, retry_verdicts_P_G = [[] for _ in batch_P], [[] for _ in batch_P]
+    for p, retries_G, verdicts_G in zip(hard, retries, again, strict=True):
+        retries_P_G[p], retry_verdicts_P_G[p] = retries_G, verdicts_G
+    return samples_P_G, verdicts_P_G, retries_P_G, retry_verdicts_P_G
+
+
+def together(work, *arguments):
+    """work(*arguments) on every rank.  If the verifier gives up on one of them all stop, and none waits for ever."""
+    result, failure = None, ""
+    try:
+        result = work(*arguments)
+    except VerifierUnreliable as error:
+        failure = str(error)
+    for failure in all_gather(failure):
+        if failure:
+            raise VerifierUnreliable(failure)
+    return result
 
 
 def roll_back(config: Config, query: Query, prompt: Prompt, samples_G, verdicts_G, retries_G, retry_verdicts_G,
@@ -282,10 +364,10 @@ def roll_back(config: Config, query: Query, prompt: Prompt, samples_G, verdicts_
     return grpo.form_group(prompt, sampled, recovered, config.mixed_scale, query.id)
 
 
-def collect_refilling(queries, run: Run, config: Config, *parts) -> list[Rollout]:
+def collect_refilling(queries, run: Run, config: Config, engine, *parts) -> list[Rollout]:
     """DAPO's dynamic sampling: draw further queries until every rank has its share of groups with variance, at most
     `refill_rounds` times.  Other methods take one round.  Moves the run's data cursor."""
-    share = config.queries_per_step // run.world
+    share = config.queries_per_step // engine.replicas
     rollouts, times = [], Counter()
     for _ in range(config.refill_rounds if config.method == "dapo" else 1):
         batch = next_queries(queries, run.cursor, config.queries_per_step, config.seed)
@@ -294,12 +376,12 @@ def collect_refilling(queries, run: Run, config: Config, *parts) -> list[Rollout
         for query in batch:
             times[query.id] += 1
             ids.append(query.id if times[query.id] == 1 else f"{query.id}, time {times[query.id]}")
-        mine = slice(run.rank, None, run.world)
-        rollouts += collect(batch[mine], ids[mine], run.step, config, *parts)
+        mine = slice(engine.replica, None, engine.replicas)
+        rollouts += together(collect, batch[mine], ids[mine], run.step, config, engine, *parts)
         useful = sum(r.group.kind is grpo.GroupKind.ONLINE for r in rollouts)
         if all_sum(torch.tensor(float(useful < share))) == 0:
             break
-    return rollouts
+    return rollouts if engine.leader else []            # tensor parallel ranks all hold the same
 
 
 def reference_groups(queries: list[Query], processor: Processor) -> list[grpo.Group]:
@@ -325,31 +407,40 @@ def self_check(run: Run, metrics: dict) -> None:
 # -------------------------------------------------------------------------------------------------------- loop
 
 def train(config: Config) -> Path:
-    rank, world, device = dist_init()
-    if config.queries_per_step % world:
-        raise UsageError(f"--queries_per_step {config.queries_per_step} cannot be split over {world} ranks")
+    rank, world, device = dist_init(config.on_cuda())
+    replicas = world // config.tensor_parallel
+    for bad, message in [
+        (world % config.tensor_parallel, f"--tensor_parallel {config.tensor_parallel} does not divide {world} ranks"),
+        (config.queries_per_step % max(replicas, 1),
+         f"--queries_per_step {config.queries_per_step} cannot be split over {replicas} ranks"),
+    ]:
+        if bad:
+            raise UsageError(message)
     run = Run(config, rank, world)
-    queries, heldout, verifier, exact_verifier, counted = build_world(config)
+    queries, heldout, counted = build_data(config)
+    verifier, exact_verifier = build_verifiers(config, run, [*queries, *heldout])
     by_id = {q.id: q for q in queries}
     recorded = read_recording(config.rollouts_from, set(by_id), config.steps) if config.rollouts_from else None
-    processor, policy = build_policy(config, run, "cpu" if config.device == "cpu" else device)
-    engine = HFEngine(policy.model, processor, config.temperature, config.max_new_tokens)
+    processor, policy = build_policy(config, run, device)
     for query in [*queries, *heldout]:
         processor.check(query)
+    engine = build_engine(config, processor, policy)
     run.open(config)
 
     def evaluate(temperature: float = 1.0) -> dict:
-        return summarise(measure(engine, processor, heldout, exact_verifier, temperature,
-                                 (config.seed, run.step, "evaluation"), quiet=rank > 0), counted)
+        records = together(measure, engine, processor, heldout, exact_verifier, temperature,
+                           (config.seed, run.step, "evaluation"), rank > 0)
+        shares = all_gather(records if engine.leader else [])
+        return summarise([record for share in shares for record in share], counted)
 
-    if run.step == 0:
+    if run.step == 0 and not run.checkpoint:
         run.log({"step": 0} | ({"eval": evaluate(), "eval_greedy": evaluate(0.0)} if heldout else {}))
 
     last = min(config.steps, config.stop_after or config.steps)
     with tqdm(total=config.steps, initial=run.step, disable=rank > 0, desc=config.method) as bar:
         while run.step < last:
             run.step += 1
-            began, rollouts = time.time(), []
+            began, rollouts, cursor = time.time(), [], run.cursor
             if config.method == "sft":
                 batch = next_queries(queries, run.cursor, config.queries_per_step, config.seed)
                 run.cursor += len(batch)
@@ -359,15 +450,21 @@ def train(config: Config) -> Path:
                                   lambda *parts: roll_back(config, *parts))
                 groups = [r.group for r in rollouts]
             else:
-                rollouts = collect_refilling(queries, run, config, engine, processor, verifier)
+                try:
+                    rollouts = collect_refilling(queries, run, config, engine, processor, verifier)
+                except VerifierUnreliable:
+                    run.step, run.cursor = run.step - 1, cursor            # nothing of this step has been trained
+                    run.save(policy)
+                    raise
                 groups = [r.group for r in rollouts]
             metrics = {"step": run.step} | (statistics(rollouts) if config.method != "sft" else {})
             run.append("rollouts.jsonl", [record(r, run.step, run.folder) for r in rollouts])
             run.tokens_sampled += int(metrics.get("tokens_sampled", 0))
             sampled = time.time()
             if not config.rollout_only:
+                engine.sleep()                                             # its memory is the trainer's for a while
                 metrics |= policy.update(groups, run.step, config.update_settings())
-                engine.load_weights(policy.model.named_parameters())
+                engine.load_weights(policy.weights())
                 if run.step == 1:
                     self_check(run, metrics)
             metrics |= {"time/rollout": sampled - began, "time/update": time.time() - sampled}
@@ -419,8 +516,9 @@ def main() -> None:
         if int(os.environ.get("RANK", 0)) == 0:
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except (VerifierUnreliable, FloatingPointError) as error:
-        print(f"stopped: {error}; --resume goes on from the last checkpoint", file=sys.stderr)
+    except (VerifierUnreliable, FloatingPointError) as error:           # raised on all ranks
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(f"stopped: {error}; --resume goes on from the last checkpoint", file=sys.stderr)
         sys.exit(3)
     finally:
         if dist.is_initialized():

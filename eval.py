@@ -10,7 +10,6 @@
 
 import argparse
 
-import torch.distributed as dist
 from tqdm import tqdm
 
 from data import Processor, Query
@@ -20,9 +19,8 @@ from sampler import Request, SampleStatus, seed_of
 
 def measure(engine, processor: Processor, queries: list[Query], verifier, temperature: float, seed_key: tuple,
             quiet: bool = True) -> list[dict]:
-    """One sample for each query, judged.  Over torchrun ranks: each takes a share, every rank gets all records."""
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    mine, records = queries[rank::world], []
+    """One sample for each query of this rank's share, judged: one record each."""
+    mine, records = queries[engine.replica::engine.replicas], []
     for start in tqdm(range(0, len(mine), 256), desc="evaluate", leave=False, disable=quiet):
         part = mine[start:start + 256]
         samples = [s[0] for s in engine.generate(
@@ -32,10 +30,6 @@ def measure(engine, processor: Processor, queries: list[Query], verifier, temper
                             "answer": answers_match(sample.text, query.answer), "process": verdict.reward,
                             "failed": verdict.status is VerdictStatus.FAILED,
                             "truncated": sample.status is SampleStatus.TRUNCATED, "tokens": len(sample.ids)})
-    if world > 1:
-        shares = [None] * world
-        dist.all_gather_object(shares, records)
-        records = [record for share in shares for record in share]
     return records
 
 

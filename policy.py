@@ -44,6 +44,15 @@ def all_sum(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def all_gather(value) -> list:
+    """Any Python value of every rank, in the order of ranks."""
+    if not dist.is_initialized():
+        return [value]
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 @dataclass
 class Row:
     """A prompt and some of the responses to it."""
@@ -106,55 +115,56 @@ class Policy:
                  temperature: float = 1.0, reference: bool = True, device: str = "cpu", dtype=torch.float32,
                  compute_dtype=None, attention: str | None = None, gradient_checkpointing: bool = False,
                  freeze_vision: bool = False, offload_reference: bool = False):
-        self.processor, self.device, self.dtype = processor, torch.device(device), dtype
+        self.path, self.processor, self.device, self.dtype = path, processor, torch.device(device), dtype
         self.sharded = dist.is_initialized()
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if self.sharded else (0, 1)
         self.compute_dtype = compute_dtype if compute_dtype and self.sharded else dtype
         self.flex = (attention or ("flex" if self.device.type == "cuda" else "sdpa")) == "flex"
         self.packed = self.flex                        # a dense mask over all rows end to end would be mostly empty
-        self.model = self._load(path)
+        self.model = self._load().train()
         self.model.model.visual.requires_grad_(not freeze_vision)
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        reference_model = None
-        if reference:
-            reference_model = self._load(path) if self.sharded else copy.deepcopy(self.model)
-        self.scorer = self._shard(Scorer(self.model.train(), temperature))
         self.reference = None
-        if reference_model is not None:
-            frozen = Scorer(reference_model.eval().requires_grad_(False), temperature)
-            self.reference = self._shard(frozen, offload=offload_reference)
+        if reference:
+            start = self._load() if self.sharded else copy.deepcopy(self.model)
+            self.reference = self._scorer(start.eval().requires_grad_(False), temperature, offload_reference)
+        self.scorer = self._scorer(self.model, temperature)
         self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         self.learning_rate, self.min_lr_ratio = learning_rate, min_lr_ratio
         self.total_steps, self.warmup_steps = total_steps, warmup_steps
         self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=learning_rate, betas=(0.9, 0.95),
                                            weight_decay=weight_decay)
 
-    def _load(self, path: str):
-        from transformers import AttentionInterface, AutoModelForImageTextToText
-        from transformers.utils import is_flash_attn_2_available
+    def _load(self):
+        from transformers import AutoModelForImageTextToText
 
         # To be sharded, a model keeps the (smaller) dtype of its file until the layer's turn has come.
         model, info = AutoModelForImageTextToText.from_pretrained(
-            path, dtype="auto" if self.sharded else self.dtype, attn_implementation="sdpa", output_loading_info=True)
+            self.path, dtype="auto" if self.sharded else self.dtype, attn_implementation="sdpa",
+            output_loading_info=True)
         if info["missing_keys"]:                    # transformers would go on with random weights
             raise ValueError(f"{len(info['missing_keys'])} weights are missing: {min(info['missing_keys'])}, ...")
+        return model
+
+    def _scorer(self, model, temperature: float, offload: bool = False) -> Scorer:
+        """Attention kernels, then the shards."""
+        from transformers import AttentionInterface
+        from transformers.utils import is_flash_attn_2_available
+
         if self.flex:
             AttentionInterface.register("tree", tree_attention)
             model.set_attn_implementation({"text_config": "tree"})
-        if self.device.type == "cuda" and self.compute_dtype is not torch.float32 and is_flash_attn_2_available():
-            model.set_attn_implementation({"vision_config": "flash_attention_2"})       # sdpa: a loop over pictures
-        return model
-
-    def _shard(self, scorer: Scorer, offload: bool = False) -> Scorer:
+        if self.compute_dtype is torch.bfloat16 and self.device.type == "cuda" and is_flash_attn_2_available():
+            model.set_attn_implementation({"vision_config": "flash_attention_2"})       # sdpa loops over pictures
+        scorer = Scorer(model, temperature)
         if not self.sharded:
             return scorer.to(self.device)
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
-        model = scorer.model.model
         mesh = init_device_mesh(self.device.type, (self.world,))
-        for unit in [*model.visual.blocks, *model.language_model.layers, scorer]:
+        for unit in [*model.model.visual.blocks, *model.model.language_model.layers, scorer]:
             # Resharded after the forward pass at the root too: outside a pass every parameter is a shard.
             fully_shard(unit.to(self.dtype), mesh=mesh, reshard_after_forward=True,
                         mp_policy=MixedPrecisionPolicy(self.compute_dtype, self.dtype),
@@ -166,6 +176,10 @@ class Policy:
         A tied head comes under its own name too.  All ranks must go through all of it: each tensor is gathered."""
         for name, tensor in self.model.state_dict().items():
             yield name, tensor.to(self.compute_dtype).full_tensor() if isinstance(tensor, DTensor) else tensor
+
+    def whole_copy(self):
+        """An unsharded, frozen model with these dimensions, for an engine that needs one; load_weights() fills it."""
+        return self._load().to(self.device, self.compute_dtype).eval().requires_grad_(False)
 
     # ---------------------------------------------------------------------------------------------- forward
 
@@ -249,11 +263,7 @@ class Policy:
 
     def _all_groups(self, groups: list[grpo.Group]) -> list[grpo.Group]:
         """Groups of all ranks in the order of the batch: rank r sampled queries r, r + replicas, ... of it."""
-        shares = [groups]
-        if self.sharded:
-            shares = [None] * self.world
-            dist.all_gather_object(shares, groups)
-        return [g for across in zip_longest(*shares) for g in across if g is not None]
+        return [g for across in zip_longest(*all_gather(groups)) for g in across if g is not None]
 
     def _deal(self, rows: list[Row], budget: int) -> list[list[Row]]:
         """-> this rank's micro-batches.  Every rank gets about the same number of tokens and the same number of

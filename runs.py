@@ -195,8 +195,7 @@ class Run:
 
     def open(self, config) -> None:
         """Makes the folder, once everything else is known to work."""
-        if self.world > 1:
-            dist.barrier()                                  # every rank has looked before rank 0 writes
+        self.barrier()                                      # every rank has looked before rank 0 writes
         if self.rank == 0:
             for inner in ("images", "checkpoints"):
                 (self.folder / inner).mkdir(parents=True, exist_ok=True)
@@ -252,21 +251,27 @@ class Run:
         self.append("metrics.jsonl", [row] if self.rank == 0 else [])
 
     def save(self, policy: Policy) -> None:
-        """Keeps the last two checkpoints."""
+        """All ranks write their share (into a folder that all of them see).  Keeps the last two checkpoints."""
         target = self.folder / "checkpoints" / f"step-{self.step:06d}"
-        if self.rank == 0 and not target.exists():
-            beside = target.with_name(f".{target.name}.{os.getpid()}")
-            shutil.rmtree(beside, ignore_errors=True)           # of a killed process with the same number
+        if target.exists():
+            return
+        beside = target.with_name(f".{target.name}.partial")
+        if self.rank == 0:
+            shutil.rmtree(beside, ignore_errors=True)           # of a killed process
             beside.mkdir(parents=True)
-            policy.save(beside)
+        self.barrier()
+        policy.save(beside)
+        self.barrier()
+        if self.rank == 0:
             write_atomic(beside / "state.json", json.dumps({
                 "step": self.step, "cursor": self.cursor, "tokens_sampled": self.tokens_sampled,
                 "seconds": self.elapsed(), "model": model_fingerprint(beside)}))
             os.rename(beside, target)
             for old in sorted(target.parent.glob("step-*"))[:-2]:
-                for file in old.iterdir():
-                    file.unlink()
-                old.rmdir()
+                shutil.rmtree(old)
+        self.barrier()
+
+    def barrier(self) -> None:
         if self.world > 1:
             dist.barrier()
 
