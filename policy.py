@@ -164,9 +164,10 @@ class Policy:
         from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
         mesh = init_device_mesh(self.device.type, (self.world,))
+        dtype = self.dtype if any(p.requires_grad for p in model.parameters()) else self.compute_dtype
         for unit in [*model.model.visual.blocks, *model.model.language_model.layers, scorer]:
             # Resharded after the forward pass at the root too: outside a pass every parameter is a shard.
-            fully_shard(unit.to(self.dtype), mesh=mesh, reshard_after_forward=True,
+            fully_shard(unit.to(dtype), mesh=mesh, reshard_after_forward=True,
                         mp_policy=MixedPrecisionPolicy(self.compute_dtype, self.dtype),
                         offload_policy=CPUOffloadPolicy() if offload else OffloadPolicy())
         return scorer

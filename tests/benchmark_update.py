@@ -131,7 +131,8 @@ def main() -> None:
     device = "cuda:0" if cuda else "cpu"
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", store=dist.HashStore(), rank=0, world_size=1)
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name() if cuda else 'CPU'}; "
-          f"medians of {args.rounds} rounds over {args.groups} groups of 8\n\n| size | tokens | checkpointing | mode | s | tokens/s | MFU | peak GiB | "
+          f"medians of {args.rounds} rounds over {args.groups} groups of 8\n\n"
+          "| size | tokens | checkpointing | mode | s | tokens/s | MFU | peak GiB | "
           "ours is faster by |\n|---|---|---|---|---|---|---|---|---|")
     for size in args.sizes:
         with tempfile.TemporaryDirectory() as folder:
