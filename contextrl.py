@@ -20,16 +20,12 @@ the README.  Not here: tools, multi-turn, asynchronous rollouts, a reward model 
 """
 
 import json
-import math
 import os
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass, field, fields
 from datetime import timedelta
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -38,165 +34,14 @@ from tqdm import tqdm
 import grpo
 import sampler
 import toy
+from config import Config, UsageError, first_line, read_config
 from data import DataError, Processor, Prompt, Query, batch_order, load_queries
 from eval import measure, summarise, table
-from policy import Policy, UpdateSettings, all_gather, all_sum, model_fingerprint
+from policy import Policy, all_gather, all_sum, model_fingerprint
 from report import write_report
-from reward import Verdict, Verifier, VerifierUnreliable
-from runs import Rollout, Run, UsageError, read_recording, record, replay, statistics, write_atomic
-from sampler import HFEngine, Sample, VLLMEngine
-
-
-def setting(default, text: str):
-    return field(default=default, metadata={"help": text})
-
-
-LEAST = {"steps": 1, "stop_after": 0, "queries_per_step": 1, "group_size": 2, "max_new_tokens": 1, "max_context": 2,
-         "tensor_parallel": 1, "judge_concurrency": 1, "max_pixels": 4096,
-         "seed": 0, "warmup_steps": 0, "min_lr_ratio": 0, "weight_decay": 0, "minibatches": 1, "micro_batch_tokens": 1,
-         "kl_coef": 0, "refill_rounds": 1, "overlong_buffer": 1, "eval_every": 0, "save_every": 1}
-ABOVE_ZERO = ("temperature", "learning_rate", "max_grad_norm", "clip_high", "mismatch_cap", "engine_memory",
-              "judge_timeout")
-
-
-@dataclass
-class Config:
-    """Every setting, flat.  `python contextrl.py FILE.json --more ...` reads them from a file; flags win."""
-
-    method: Literal["contextrl", "grpo", "dapo", "sft"] = setting("contextrl", "what to train with")
-    model: str = setting("assets/toy", "start policy: Hugging Face checkpoint folder or hub id")
-    data: str = setting("toy", "training queries: a JSONL file, or 'toy' for the built-in world")
-    eval_data: str = setting("", "held-out queries: a JSONL file; empty: the built-in world's, or none")
-    verifier: str = setting("toy", "who judges: 'toy' (the built-in world's exact verifier), one or more URLs of "
-                                   "OpenAI-compatible servers (commas between), or a model to run in process")
-    judge_model: str = setting("", "name of the model at the URL; empty: the one that is served")
-    judge_concurrency: int = setting(32, "judge calls under way at once, per rank")
-    judge_timeout: float = setting(120.0, "seconds for one try of a judge call")
-    judge_max_failed: float = setting(0.2, "stop if more than this share of the last verdicts failed")
-    output_dir: str = setting("", "run folder; empty: runs/<time>-<method>")
-    seed: int = setting(0, "seed of data order and of every sample")
-
-    steps: int = setting(120, "steps of the whole run (the learning-rate schedule ends there)")
-    stop_after: int = setting(0, "end this session after that step; --resume goes on (0: run to the end)")
-    queries_per_step: int = setting(16, "queries per step, over all ranks")
-    group_size: int = setting(8, "K, stage-1 samples per query")
-    max_new_tokens: int = setting(32, "longest response")
-    temperature: float = setting(1.0, "sampling temperature; the trainer's log-probs use the same")
-    engine: Literal["hf", "vllm"] = setting("hf", "who samples: transformers, or vLLM inside every rank")
-    max_context: int = setting(4096, "vLLM: longest prompt + response; stage 2 needs room for the failed try")
-    tensor_parallel: int = setting(1, "vLLM: ranks that share one engine")
-    engine_memory: float = setting(0.5, "vLLM: share of the GPU's memory for weights and KV cache while sampling")
-    barrier: bool = setting(False, "finish stage 1 and its verdicts before stage 2 starts; vLLM else runs all as one "
-                                   "continuous batch")
-    max_pixels: int = setting(3_000_000, "largest image area after resizing")
-
-    verifier_context: Literal["solution", "answer", "none"] = setting("solution", "what the judge is told")
-    stage2: bool = setting(True, "retry queries without a positive (contextrl only)")
-    report: bool = setting(True, "show the mistake report in stage 2; without: only that the try was wrong")
-    mixed_scale: float = setting(0.5, "λ in (0, 1]: scales all advantages of a mixed group; 1 switches it off")
-    selective_kl: bool = setting(True, "rolled-back members pay no KL")
-    stage2_old_logprob: bool = setting(False, "TRAP, for study: old log-prob from the stage-2 prompt")
-
-    learning_rate: float = setting(1.5e-4, "peak learning rate")
-    warmup_steps: int = setting(3, "linear warm-up")
-    min_lr_ratio: float = setting(0.1, "cosine decay ends at this share of the peak")
-    weight_decay: float = setting(0.0, "AdamW")
-    max_grad_norm: float = setting(1.0, "gradient clipping")
-    minibatches: int = setting(2, "optimiser steps per batch of samples")
-    micro_batch_tokens: int = setting(4096, "tokens of one forward pass; does not change the result")
-    dtype: Literal["auto", "float32", "bfloat16"] = setting("auto", "of forward and backward pass and engine; master "
-                                                            "weights are fp32; auto: bfloat16 on CUDA")
-    attention: Literal["auto", "flex", "sdpa"] = setting("auto", "of the trainer; auto: flex on CUDA, sdpa on CPU")
-    gradient_checkpointing: bool = setting(False, "compute activations twice instead of keeping them")
-    freeze_vision: bool = setting(False, "do not train the vision tower")
-    offload_reference: bool = setting(False, "keep the reference model's shards in CPU memory (CUDA only)")
-    clip_low: float = setting(0.2, "ε_low")
-    clip_high: float | None = setting(None, "ε_high; default 0.2, DAPO 0.28")
-    kl_coef: float | None = setting(None, "β; default 0.01, DAPO and SFT 0; 0 loads no reference model")
-    token_mean: bool | None = setting(None, "mean over tokens (DAPO, SFT) or over responses (others)")
-    mismatch_cap: float = setting(2.0, "cap of the importance weight that corrects engine against trainer")
-    refill_rounds: int = setting(3, "DAPO: at most this many sampling rounds to fill a batch")
-    overlong_buffer: int = setting(8, "DAPO: soft length penalty over the last tokens before max_new_tokens")
-
-    eval_every: int = setting(15, "steps between evaluations (T = 1); 0: only at the start and the end")
-    save_every: int = setting(30, "steps between checkpoints; one is always written at the end")
-    resume: bool = setting(False, "go on from the last checkpoint in output_dir")
-    rollout_only: bool = setting(False, "sample and verify, write rollouts.jsonl, train nothing")
-    rollouts_from: str = setting("", "train from a recorded rollouts.jsonl, without engine or judge")
-    device: str = setting("auto", "auto, cpu or cuda")
-
-    def resolve(self) -> "Config":
-        """Fills in what depends on the method and refuses what cannot work, before anything is loaded."""
-        dapo, sft = self.method == "dapo", self.method == "sft"
-        self.clip_high = self.clip_high if self.clip_high is not None else (0.28 if dapo else 0.2)
-        self.kl_coef = self.kl_coef if self.kl_coef is not None else (0.0 if dapo or sft else 0.01)
-        self.token_mean = self.token_mean if self.token_mean is not None else (dapo or sft)
-        self.stage2 = self.stage2 and self.method == "contextrl"
-        for name, least in LEAST.items():
-            if not least <= getattr(self, name) < math.inf:
-                raise UsageError(f"--{name} must be at least {least}, not {getattr(self, name)}")
-        for name in ABOVE_ZERO:
-            if not 0 < getattr(self, name) < math.inf:
-                raise UsageError(f"--{name} must be above 0, not {getattr(self, name)}")
-        for bad, message in [
-            (not 0 < self.mixed_scale <= 1, f"--mixed_scale (λ) must be in (0, 1], not {self.mixed_scale}"),
-            (not 0 < self.clip_low < 1, f"--clip_low must be in (0, 1), not {self.clip_low}"),
-            (self.rollout_only and bool(self.rollouts_from), "--rollout_only and --rollouts_from exclude each other"),
-            (sft and (self.rollout_only or bool(self.rollouts_from)), "--method sft has no rollouts"),
-            (self.device not in ("auto", "cpu", "cuda"), f"--device must be auto, cpu or cuda, not {self.device}"),
-            (self.device == "cuda" and not torch.cuda.is_available(), "--device cuda: no CUDA device is available"),
-            (self.engine_memory >= 1, f"--engine_memory must be below 1, not {self.engine_memory}"),
-            (not 0 <= self.judge_max_failed < 1, f"--judge_max_failed must be in [0, 1), not {self.judge_max_failed}"),
-            (self.engine != "vllm" and self.tensor_parallel > 1, "--tensor_parallel needs --engine vllm"),
-            (self.engine == "vllm" and not find_spec("vllm"), "--engine vllm: vllm is not installed"),
-            (self.max_context <= self.max_new_tokens and self.engine == "vllm",
-             f"--max_context {self.max_context} leaves no room for a prompt beside --max_new_tokens"),
-            (self.attention == "flex" and not self.on_cuda(), "--attention flex has no backward pass on a CPU"),
-            (self.dtype == "bfloat16" and not self.on_cuda(), "--dtype bfloat16 needs CUDA"),
-            (self.offload_reference and not self.on_cuda(), "--offload_reference needs CUDA"),
-            (self.resume and not self.output_dir, "--resume needs --output_dir"),
-            (self.resume and not Path(self.output_dir).is_dir(), f"--resume: no run folder {self.output_dir}"),
-            (bool(self.rollouts_from) and not Path(self.rollouts_from).is_file(),
-             f"--rollouts_from: no such file {self.rollouts_from}"),
-        ]:
-            if bad:
-                raise UsageError(message)
-        return self
-
-    def on_cuda(self) -> bool:
-        return self.device != "cpu" and torch.cuda.is_available()
-
-    def update_settings(self) -> UpdateSettings:
-        shared = {f.name for f in fields(UpdateSettings)} & {f.name for f in fields(self)}
-        return UpdateSettings(**{name: getattr(self, name) for name in shared})
-
-
-def read_config(arguments: list[str]) -> Config:
-    """Command line, or one JSON file with the same names (the config.json of a run, say)."""
-    from transformers import HfArgumentParser
-
-    parser = HfArgumentParser(Config, description=__doc__.split("\n\n")[0], allow_abbrev=False)
-
-    def refuse(message: str):
-        raise UsageError(message)
-    parser.error = refuse                                   # one line instead of a page of usage
-    if arguments and arguments[0].endswith(".json"):
-        try:
-            settings = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UsageError(f"cannot read settings from {arguments[0]}: {first_line(error)}") from None
-        if not isinstance(settings, dict):
-            raise UsageError(f"cannot read settings from {arguments[0]}: not a JSON object")
-        given = {name: value for name, value in settings.items() if value is not None}
-        arguments = [word for name, value in given.items() for word in (f"--{name}", str(value))] + arguments[1:]
-    try:
-        return parser.parse_args_into_dataclasses(arguments)[0].resolve()
-    except ValueError as error:
-        raise UsageError(first_line(error)) from None
-
-
-def first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip()
+from reward import VERDICT_SCHEMA, JudgeError, OpenAIChat, Verdict, Verifier, VerifierUnreliable
+from runs import Rollout, Run, read_recording, record, replay, statistics, write_atomic
+from sampler import EngineChat, HFEngine, Sample, VLLMEngine
 
 
 def dist_init(cuda: bool) -> tuple[int, int, str]:
@@ -221,14 +66,27 @@ def build_data(config: Config) -> tuple[list[Query], list[Query], set[str] | Non
     return train, heldout, toy.COUNTED if toy.COUNTED & {q.family for q in heldout} else None
 
 
-def build_verifiers(config: Config, run: Run, queries: list[Query]):
+def judge_servers(config: Config, run: Run) -> OpenAIChat | None:
+    """The verifier behind URLs; asked before anything is loaded whether it is there."""
+    if "://" not in config.verifier:
+        return None
+    chat = OpenAIChat(config.verifier, config.judge_model, config.judge_timeout,
+                      log=str(run.folder / f"judge-{run.rank:05d}.jsonl"))
+    chat.check()
+    return chat
+
+
+def build_verifiers(config: Config, queries: list[Query], chat, engine):
     """-> (verifier of training, verifier of evaluation: always the full solution, and exact where that exists)."""
     stranger = next((q for q in queries if not toy.FACTS <= set(q.facts)), None)
     if config.verifier == "toy":
         if stranger:
             raise UsageError(f"query {stranger.id}: --verifier toy needs the facts of its picture")
         return toy.ToyVerifier(config.verifier_context), toy.ToyVerifier("solution")
-    chat = build_judge(config, run)
+    if chat is None:
+        judge = VLLMEngine(config.verifier, Processor(config.verifier, config.max_pixels), 0.0, 2048,
+                           config.max_context, config.tensor_parallel, config.engine_memory, schema=VERDICT_SCHEMA)
+        chat = EngineChat(judge, engine)
     settings = {"concurrency": config.judge_concurrency, "max_failed_share": config.judge_max_failed}
     return (Verifier(chat, config.verifier_context, **settings),
             Verifier(chat, "solution", **settings) if stranger else toy.ToyVerifier("solution"))
@@ -384,6 +242,12 @@ def collect_refilling(queries, run: Run, config: Config, engine, *parts) -> list
     return rollouts if engine.leader else []            # tensor parallel ranks all hold the same
 
 
+def costs(verifier) -> dict[str, float]:
+    """Calls, tokens, seconds and failures of the judge since the last step, over all ranks."""
+    counts = verifier.metrics() if isinstance(verifier, Verifier) else {}
+    return dict(zip(counts, all_sum(torch.tensor(list(counts.values()), dtype=torch.float64)).tolist()))
+
+
 def reference_groups(queries: list[Query], processor: Processor) -> list[grpo.Group]:
     """SFT in the same code: one member per query, its reference, with advantage 1; the gradient is that of -logp."""
     def reference(query: Query) -> grpo.Member:
@@ -418,13 +282,15 @@ def train(config: Config) -> Path:
             raise UsageError(message)
     run = Run(config, rank, world)
     queries, heldout, counted = build_data(config)
-    verifier, exact_verifier = build_verifiers(config, run, [*queries, *heldout])
+    samples = bool(heldout) or not (config.method == "sft" or config.rollouts_from)     # else no engine and no judge
+    judge = judge_servers(config, run) if samples else None
     by_id = {q.id: q for q in queries}
     recorded = read_recording(config.rollouts_from, set(by_id), config.steps) if config.rollouts_from else None
     processor, policy = build_policy(config, run, device)
     for query in [*queries, *heldout]:
         processor.check(query)
-    engine = build_engine(config, processor, policy)
+    engine = build_engine(config, processor, policy) if samples else None
+    verifier, exact_verifier = build_verifiers(config, [*queries, *heldout], judge, engine) if samples else (None, None)
     run.open(config)
 
     def evaluate(temperature: float = 1.0) -> dict:
@@ -457,14 +323,16 @@ def train(config: Config) -> Path:
                     run.save(policy)
                     raise
                 groups = [r.group for r in rollouts]
-            metrics = {"step": run.step} | (statistics(rollouts) if config.method != "sft" else {})
+            metrics = {"step": run.step} | (statistics(rollouts) if config.method != "sft" else {}) | costs(verifier)
             run.append("rollouts.jsonl", [record(r, run.step, run.folder) for r in rollouts])
             run.tokens_sampled += int(metrics.get("tokens_sampled", 0))
             sampled = time.time()
             if not config.rollout_only:
-                engine.sleep()                                             # its memory is the trainer's for a while
+                if engine:
+                    engine.sleep()                                         # its memory is the trainer's for a while
                 metrics |= policy.update(groups, run.step, config.update_settings())
-                engine.load_weights(policy.weights())
+                if engine:
+                    engine.load_weights(policy.weights())
                 if run.step == 1:
                     self_check(run, metrics)
             metrics |= {"time/rollout": sampled - began, "time/update": time.time() - sampled}
@@ -512,7 +380,7 @@ def main() -> None:
     logging.set_verbosity_error()               # what matters is raised
     try:
         train(read_config(sys.argv[1:]))
-    except (UsageError, DataError) as error:
+    except (UsageError, DataError, JudgeError) as error:
         if int(os.environ.get("RANK", 0)) == 0:
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -23,14 +23,11 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 import grpo
+from config import UsageError
 from data import DataError, Processor, Query, save_image
 from policy import Policy, all_sum, model_fingerprint
 from reward import Verdict, VerdictStatus, answers_match
 from sampler import Sample, SampleStatus
-
-
-class UsageError(ValueError):
-    """Settings or input that cannot work; the message is one line."""
 
 
 @dataclass
