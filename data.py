@@ -157,6 +157,7 @@ class Processor:
         from transformers import AutoConfig, AutoTokenizer
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+        self.source = model
         self.tokenizer = AutoTokenizer.from_pretrained(model)
         if not self.tokenizer.chat_template:
             raise ValueError("the tokenizer has no chat template")
@@ -177,7 +178,8 @@ class Processor:
         probe = self.tokenizer(self._chat([user_turn(Query("", ["image"], "?", "", ""))], generate=True))["input_ids"]
         if probe.count(self.image_id) != 1:
             raise ValueError("tokenizer and chat template do not write one placeholder for one image")
-        self.pixels = lru_cache(maxsize=64)(self._pixels)     # a step's pictures, not an epoch's
+        self.picture = lru_cache(maxsize=64)(self._picture)   # a step's pictures, not an epoch's
+        self.pixels = lru_cache(maxsize=64)(self._pixels)
 
     def check(self, query: Query) -> None:
         """Refuses text that would be read as structure: it could add image places or end a turn."""
@@ -185,10 +187,23 @@ class Processor:
             if token in query.question or token in query.solution:
                 raise DataError(f"query {query.id}: its text contains the special token {token}")
 
+    def _picture(self, image: str | bytes) -> Image.Image:
+        """RGB picture at its final size.  The one place that decodes and resizes: an engine with an image processor
+        of its own gets this picture, because no two libraries resize alike.  info["content"] is a hash of it."""
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as file:
+            picture = file.convert("RGB")
+        own = self.image_processor
+        height, width = smart_resize(picture.height, picture.width, own.patch_size * own.merge_size,
+                                     own.size["shortest_edge"], own.size["longest_edge"])
+        picture = picture.resize((width, height), own.resample)
+        picture.info = {"content": hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()}
+        return picture
+
     def _pixels(self, image: str | bytes) -> tuple[torch.Tensor, tuple[int, int, int]]:
-        """-> (patches [t*h*w, C*T*P*P] float32, (t, h, w) in patches).  The one place that decodes images."""
-        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as picture:
-            out = self.image_processor(images=[picture.convert("RGB")], return_tensors="pt")
+        """-> (patches [t*h*w, C*T*P*P] float32, (t, h, w) in patches)."""
+        out = self.image_processor(images=[self.picture(image)], do_resize=False, return_tensors="pt")
         return out["pixel_values"], tuple(out["image_grid_thw"][0].tolist())
 
     def pixel_batch(self, images: list) -> dict[str, torch.Tensor]:
@@ -239,8 +254,19 @@ class Processor:
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
     def save(self, folder: str | Path) -> None:
+        """All that a checkpoint needs besides weights.  The source's video and processor settings go along: other
+        programs (vLLM) build a processor for videos too, even if they never see one."""
+        from transformers.utils import cached_file
+
         self.tokenizer.save_pretrained(folder)
         self.image_processor.save_pretrained(folder)
+        for name in ("video_preprocessor_config.json", "processor_config.json"):
+            path = cached_file(self.source, name, _raise_exceptions_for_missing_entries=False)
+            if path is not None:
+                settings = json.loads(Path(path).read_text(encoding="utf-8"))
+                if "image_processor" in settings:             # it would go before the file written above
+                    settings["image_processor"] = json.loads(self.image_processor.to_json_string())
+                (Path(folder) / name).write_text(json.dumps(settings, indent=2), encoding="utf-8")
 
     def _chat(self, turns: list[dict], generate: bool) -> str:
         return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generate)

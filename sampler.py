@@ -5,27 +5,37 @@ negative: the policy then sees the query, its own failed response and the mistak
 
 An engine has four methods: `generate(requests)`, `load_weights(iterator)`, `sleep()` / `wake()`.  `HFEngine`
 runs any transformers Qwen-VL model in process: it is the laptop's engine and the oracle for faster ones.
+`VLLMEngine` is the fast one; it also takes single samples while others are running (`add`, `step`), so that
+`two_stages` can run both stages and the judge as one continuous batch.
 
 Every request carries its own seeds, made from (run seed, step, query, stage, member) by a stable hash: a
 sample can be drawn again without replaying the run, and does not depend on what else is in the batch.
 
-    python sampler.py --model assets/toy --image PICTURE.png --question "how many red plus blue ?"
+    python sampler.py --model assets/toy --image PICTURE.png --question "how many red plus blue ?" [--vllm]
 """
 
 import argparse
 import hashlib
+import math
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import Enum
+from queue import SimpleQueue
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
-from data import Prompt, Processor, Query
+from data import DataError, Processor, Prompt, Query
 
 
 class SampleStatus(str, Enum):
     COMPLETED = "completed"                        # ended with EOS
     TRUNCATED = "truncated"                        # ran into max_new_tokens
+    TOO_LONG = "too_long"                          # not sampled: the prompt leaves less than max_new_tokens
 
 
 @dataclass
@@ -93,6 +103,74 @@ def stage2(engine, processor: Processor, prompts_P: list[Prompt], ids_P: list[st
     return retries_P_G
 
 
+def two_stages(engine, processor: Processor, prompts_P: list[Prompt], ids_P: list[str], group_size: int,
+               seed_key: tuple, judge: Callable, retry_reports: Callable, workers: int = 32) -> tuple:
+    """Both stages as ONE running batch -> (samples_P_G, verdicts_P_G, retries_P_G, retry_verdicts_P_G).
+
+    A response is judged while others are still being written, and a group's retries join the batch with its last
+    verdict.  The seeds are those of stage1() and stage2(), so are the samples.
+
+    judge(p, sample) -> verdict             called in one of `workers` threads, on the leader only; its exceptions are
+                                            raised here, on all ranks of a tensor-parallel group
+    retry_reports(verdicts_G) -> reports    one text per member, or None: no stage 2 for this group
+    """
+    samples, verdicts, errors = {}, {}, {}              # by key (stage, p, k)
+    pending, judged, steps = set(), SimpleQueue(), 0    # without verdict; (key, future) of those that have one
+
+    def add(stage: int, p: int, k: int, prompt: Prompt) -> None:
+        engine.add((stage, p, k), prompt, seed_of(*seed_key, ids_P[p], f"stage{stage}", k))
+
+    def news(wait: bool) -> list[tuple]:
+        """(key, verdict, what went wrong) of all that were judged since; waits for the first one if there is nothing
+        else to do: asking again and again would take the judges' time."""
+        found = []
+        while pending and (wait and not found or not judged.empty()):
+            key, future = judged.get()
+            error = future.exception()
+            if error is not None:
+                errors[key] = error
+            found.append((key, None if error else future.result(), error and f"judge of {ids_P[key[1]]}: {error!r}"))
+        return found
+
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for p, prompt in enumerate(prompts_P):
+            for k in range(group_size):
+                add(1, p, k, prompt)
+        while engine.busy or pending:
+            if engine.busy:
+                steps += 1
+                for key, sample in engine.step():
+                    samples[key], sample.stage = sample, key[0]
+                    pending.add(key)
+                    if engine.leader:
+                        pool.submit(judge, key[1], sample).add_done_callback(
+                            lambda future, key=key: judged.put((key, future)))
+            # All ranks of a tensor-parallel group must add the same requests before the same step: the leader's list
+            # decides.  Every 8th step: soon enough against a judge's seconds, rare enough to cost nothing.
+            if not pending or engine.busy and steps % 8:
+                continue
+            for key, verdict, failed in engine.share(news(wait=not engine.busy) if engine.leader else None):
+                if failed:
+                    raise errors.get(key) or RuntimeError(failed)
+                verdicts[key] = verdict
+                pending.remove(key)
+                stage, p, _ = key
+                group = [(1, p, k) for k in range(group_size)]
+                if stage == 1 and all(member in verdicts for member in group):
+                    reports_G = retry_reports([verdicts[member] for member in group])
+                    for k, report in enumerate(reports_G or []):
+                        add(2, p, k, processor.follow_up(prompts_P[p], samples[1, p, k].ids, retry_message(report)))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        engine.abort()                                  # after an error; else there is nothing left
+
+    def grouped(found: dict, stage: int) -> list[list]:
+        return [[found[stage, p, k] for k in range(group_size) if (stage, p, k) in found] for p in range(len(ids_P))]
+
+    return grouped(samples, 1), grouped(verdicts, 1), grouped(samples, 2), grouped(verdicts, 2)
+
+
 # Mentions of the earlier try or of the review.  The verifier has the paper's cue rule (reward.py); this is
 # our second net, a plain text check (the paper names the criterion but not its test).
 MENTIONS = ("earlier answer", "previous answer", "previous attempt", "earlier attempt", "previous response",
@@ -110,19 +188,36 @@ def is_independent(text: str) -> bool:
     return not any(mention in lowered for mention in MENTIONS)
 
 
-# ------------------------------------------------------------------------------------------------------ engine
+# ----------------------------------------------------------------------------------------------------- engines
+# What the training loop asks besides: `replica` of `replicas`, the share of the queries that this process samples;
+# `leader` and `share(value)`, for what only one process of a replica may do.
+
+def too_long() -> Sample:
+    return Sample([], [], SampleStatus.TOO_LONG, "")
+
 
 class HFEngine:
-    """Batched generation with a transformers model that the trainer also holds: weights are shared, not copied."""
+    """Batched generation with a transformers model, the trainer's own (weights are shared then) or a copy."""
+
+    leader = True
 
     def __init__(self, model, processor: Processor, temperature: float = 1.0, max_new_tokens: int = 32,
                  max_rows: int = 256):
         self.model, self.processor = model, processor
         self.temperature, self.max_new_tokens, self.max_rows = temperature, max_new_tokens, max_rows
         self.forbidden = torch.tensor(processor.forbidden_ids, device=model.device)
+        self.replica, self.replicas = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
-    def load_weights(self, weights) -> None:
-        """The model is the trainer's own: nothing to copy."""
+    @torch.no_grad()
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Copies each tensor, unless it is the model's very own.  A tied head may be left out."""
+        own = self.model.state_dict()
+        for name, weight in weights:
+            if own[name].data_ptr() != weight.data_ptr():
+                own[name].copy_(weight)
+
+    def share(self, value):
+        return value
 
     def sleep(self) -> None: ...
 
@@ -131,14 +226,19 @@ class HFEngine:
     def generate(self, requests: list[Request], temperature: float | None = None) -> list[list[Sample]]:
         """Samples for each request, in order.  Temperature 0 is greedy; top_p is 1 (on-policy training needs it)."""
         temperature = self.temperature if temperature is None else temperature
+        limit = self.model.config.text_config.max_position_embeddings - self.max_new_tokens
         out, batch, rows = [], [], 0
         for request in requests:
+            if len(request.prompt.ids) > limit:
+                continue
             if batch and rows + len(request.seeds) > self.max_rows:
                 out += self._generate(batch, temperature)
                 batch, rows = [], 0
             batch.append(request)
             rows += len(request.seeds)
-        return out + (self._generate(batch, temperature) if batch else [])
+        out = iter(out + (self._generate(batch, temperature) if batch else []))
+        return [next(out) if len(request.prompt.ids) <= limit else [too_long() for _ in request.seeds]
+                for request in requests]
 
     @torch.no_grad()
     def _generate(self, requests: list[Request], temperature: float) -> list[list[Sample]]:
@@ -211,6 +311,221 @@ class HFEngine:
         return out
 
 
+class VLLMEngine:
+    """vLLM in the training process: on one device, or inside each torchrun rank (torch.distributed initialised first).
+
+    `tensor_parallel` ranks in a row hold one model together; they must make the same calls in the same order.
+    `memory_share` of the device is the engine's while it is awake.  A prompt is sampled if it leaves max_new_tokens
+    of `max_context`, else its samples are TOO_LONG.  With `schema` every answer is JSON of that schema.
+    """
+
+    def __init__(self, model: str, processor: Processor, temperature: float = 1.0, max_new_tokens: int = 32,
+                 max_context: int = 4096, tensor_parallel: int = 1, memory_share: float = 0.5, max_rows: int = 256,
+                 dtype: str = "auto", schema: dict | None = None):
+        cuda = torch.cuda.is_available()
+        own = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}       # the engine lives in here
+        cpu = {"VLLM_CPU_KVCACHE_SPACE": "1"}
+        for name, value in (own if cuda else own | cpu).items():
+            os.environ.setdefault(name, value)
+        from vllm import LLM
+
+        self.processor, self.schema, self.max_context = processor, schema, max_context
+        self.temperature, self.max_new_tokens = temperature, max_new_tokens
+        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        if world % tensor_parallel:
+            raise ValueError(f"{world} process(es) cannot form groups of {tensor_parallel}: start with torchrun")
+        self.replica, self.replicas = rank // tensor_parallel, world // tensor_parallel
+        self.first, self.group = self.replica * tensor_parallel, None
+        self.leader = rank == self.first
+        if tensor_parallel > 1:            # CPU messages, so that nothing waits for the device; a judge may take long
+            groups = [dist.new_group(range(first, first + tensor_parallel), timeout=timedelta(hours=6), backend="gloo")
+                      for first in range(0, world, tensor_parallel)]
+            self.group = groups[self.replica]
+        # On CPU a seeded request whose prefill is split over steps cannot rewind its generator: prompts stay whole.
+        device = {"gpu_memory_utilization": memory_share, "enable_sleep_mode": True} if cuda else {
+            "enforce_eager": True, "block_size": 32, "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(max_context, max_rows)}
+        # Keep this reference until the process ends: a deleted LLM destroys the default process group.
+        self.llm = LLM(
+            model=model, dtype=("bfloat16" if cuda else "float32") if dtype == "auto" else dtype, seed=0,
+            tensor_parallel_size=tensor_parallel, max_model_len=max_context, max_num_seqs=max_rows,
+            distributed_executor_backend="external_launcher" if world > 1 else None,
+            generation_config="vllm",                  # no top_p, top_k or penalty of the checkpoint's
+            logprobs_mode="processed_logprobs",        # of the distribution sampled from: temperature, forbidden ids
+            limit_mm_per_prompt={"video": 0},
+            # Pictures arrive at their final size (Processor.picture); the bounds only say how much memory they need.
+            mm_processor_kwargs={"do_resize": False, "size": dict(processor.image_processor.size)}, **device)
+        self.engine, self.asleep = self.llm.llm_engine, False
+        self.keys, self.finished, self.added = {}, [], 0                # request name -> key; done without the engine
+        self.rendered = (None, None)                                    # the last prompt, and vLLM's form of it
+
+    # ------------------------------------------------------------------------------------------------ samples
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.finished) or self.engine.has_unfinished_requests()
+
+    def add(self, key: tuple, prompt: Prompt, seed: int, temperature: float | None = None) -> None:
+        """Queues one sample, also while others are running; step() hands it out under its key.  Wakes the engine:
+        nothing else can be meant, and all ranks of a replica do the same."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+        self.wake()
+        if len(prompt.ids) + self.max_new_tokens > self.max_context:    # vLLM would silently shorten the response
+            self.finished.append((key, too_long()))
+            return
+        if self.rendered[0] is not prompt:                              # once for the K samples of a query
+            self.rendered = (prompt, self._render(prompt))
+        params = SamplingParams(
+            temperature=self.temperature if temperature is None else temperature, seed=seed,
+            max_tokens=self.max_new_tokens, logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY,
+            # ignore_eos and then our own: generation_config.json may name further ids that end a response.
+            ignore_eos=True, stop_token_ids=[self.processor.eos_id],
+            # The one mask that both of vLLM's model runners know (up to 1024 ids; a list of allowed ids may not be
+            # longer either).  -inf, where its HTTP server clamps to -100: impossible, and renormalised.
+            logit_bias=dict.fromkeys(self.processor.forbidden_ids, -math.inf),
+            structured_outputs=StructuredOutputsParams(json=self.schema) if self.schema else None)
+        name = str(self.added)
+        self.engine.add_request(name, dict(self.rendered[1]), params)
+        self.keys[name] = key
+        self.added += 1
+
+    def _render(self, prompt: Prompt) -> dict:
+        """vLLM expands one placeholder per image by itself, and has to come to the ids that the trainer uses."""
+        from vllm.renderers.inputs.preprocess import parse_model_prompt
+
+        image_id = self.processor.image_id
+        ids = [b for a, b in zip([None, *prompt.ids], prompt.ids) if b != image_id or a != image_id]
+        given = {"prompt_token_ids": ids}
+        if prompt.images:                              # named by content: hashed once, and never taken for another
+            pictures = [self.processor.picture(image) for image in prompt.images]
+            given |= {"multi_modal_data": {"image": pictures},
+                      "multi_modal_uuids": {"image": [picture.info["content"] for picture in pictures]}}
+        renderer = self.engine.renderer
+        rendered, = renderer.render_cmpl([parse_model_prompt(self.engine.model_config, given)],
+                                         renderer.default_cmpl_tok_params)
+        if list(rendered["prompt_token_ids"]) != prompt.ids:
+            raise RuntimeError(f"vLLM makes {len(rendered['prompt_token_ids'])} ids of a prompt of {len(prompt.ids)}: "
+                               "engine and trainer do not see the same image tokens")
+        return rendered
+
+    def step(self) -> list[tuple[tuple, Sample]]:
+        """One token for every running sample -> [(key, sample)] of those that ended; often []."""
+        out, self.finished = self.finished, []
+        with torch._dynamo.config.patch(disable=not torch.cuda.is_available()):       # compiling for CPU takes 15 s
+            outputs = self.engine.step() if self.engine.has_unfinished_requests() else []
+        for output in outputs:
+            end, = output.outputs
+            ids, key = list(end.token_ids), self.keys.pop(output.request_id)
+            status = {"stop": SampleStatus.COMPLETED, "length": SampleStatus.TRUNCATED}[end.finish_reason]
+            logprobs = [position[token].logprob for token, position in zip(ids, end.logprobs, strict=True)]
+            out.append((key, Sample(ids, logprobs, status, self.processor.decode(ids))))
+        return out
+
+    def generate(self, requests: list[Request], temperature: float | None = None) -> list[list[Sample]]:
+        """Samples for each request, in order.  Temperature 0 is greedy; top_p is 1 (on-policy training needs it)."""
+        if self.busy:
+            raise RuntimeError("generate() while samples of add() are running")
+        samples = {}
+        try:
+            for i, request in enumerate(requests):
+                for k, seed in enumerate(request.seeds):
+                    self.add((i, k), request.prompt, seed, temperature)
+            while self.busy:
+                samples.update(self.step())
+        finally:
+            self.abort()
+        return [[samples[i, k] for k in range(len(request.seeds))] for i, request in enumerate(requests)]
+
+    def abort(self) -> None:
+        """Drops whatever is queued or running."""
+        if self.engine.has_unfinished_requests():
+            self.engine.abort_request(list(self.keys))
+            self.engine.step()                         # only now the scheduler forgets them
+        self.keys, self.finished = {}, []
+
+    def share(self, value):
+        """The leader's value, on all ranks of the replica; every rank must call it."""
+        if self.group is None:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=self.first, group=self.group)
+        return box[0]
+
+    # ------------------------------------------------------------------------------------------------ weights
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """New weights under their transformers names, in place.  A tied head too: on CPU it is a copy inside vLLM, and
+        left out it would go on with the old one without an error.  The engine is awake afterwards."""
+        if self.busy:
+            raise RuntimeError("load_weights() while samples are running")
+        names = set()
+
+        def watched():
+            for name, weight in weights:
+                names.add(name)
+                yield name, weight
+
+        self.wake(["weights"])
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": watched()})
+        if "lm_head.weight" not in names:
+            raise ValueError("lm_head.weight is missing (named_parameters() leaves out a tied head)")
+        self.wake()
+        # What the old weights computed: image features, processed images, keys and values.
+        self.engine.reset_encoder_cache()
+        self.llm.reset_mm_cache()
+        if not self.llm.reset_prefix_cache():
+            raise RuntimeError("vLLM did not reset its prefix cache")
+        self.rendered = (None, None)
+
+    def sleep(self) -> None:
+        """Weights to host memory, keys and values forgotten (level 1).  Frees nothing on CPU."""
+        if self.busy:
+            raise RuntimeError("sleep() while samples are running")
+        if not self.asleep:
+            self.llm.sleep(level=1)
+            self.asleep = True
+
+    def wake(self, tags: list[str] | None = None) -> None:
+        """Takes the memory back; with tags only part of it.  Nothing happens if it is awake."""
+        if self.asleep:
+            self.llm.wake_up(tags)
+            self.asleep = tags is not None
+
+
+class EngineChat:
+    """A judge model in this process, for reward.py.  Two engines share the device by sleeping in turn."""
+
+    def __init__(self, engine: VLLMEngine, policy_engine: VLLMEngine):
+        self.engine, self.policy_engine = engine, policy_engine
+        engine.sleep()
+
+    def batch(self, conversations: list[list[dict]]) -> list[str | Exception]:
+        """One greedy answer to each [{"role": "user", "content": [image parts..., text parts...]}], in order."""
+        processor, requests, out = self.engine.processor, [], []
+        for turn, in conversations:
+            text = "".join(part["text"] for part in turn["content"] if part["type"] == "text")
+            for token in processor.special_tokens:     # a policy's words must not end the judge's turn
+                text = text.replace(token, f"{token[0]} {token[1:]}")
+            images = [part["image"] for part in turn["content"] if part["type"] == "image"]
+            try:
+                requests.append(Request(processor.prompt(Query("judge", images, text, "-", "-")), [0]))
+                out.append(None)
+            except (DataError, OSError) as error:
+                out.append(error)
+        self.policy_engine.sleep()
+        samples = iter(self.engine.generate(requests, temperature=0.0))
+        self.engine.sleep()
+        self.policy_engine.wake()
+        for i, error in enumerate(out):
+            if error is None:
+                sample, = next(samples)
+                too_long = sample.status is SampleStatus.TOO_LONG
+                out[i] = DataError("prompt longer than the judge's context") if too_long else sample.text
+        return out
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Sample a few answers to one question.")
     parser.add_argument("--model", default="assets/toy")
@@ -219,12 +534,16 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=4)
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--max_new_tokens", type=int, default=64)
+    parser.add_argument("--vllm", action="store_true")
     args = parser.parse_args()
     from transformers import AutoModelForImageTextToText
 
     processor = Processor(args.model)
-    model = AutoModelForImageTextToText.from_pretrained(args.model, dtype=torch.float32)
-    engine = HFEngine(model, processor, args.temperature, args.max_new_tokens)
+    if args.vllm:
+        engine = VLLMEngine(args.model, processor, args.temperature, args.max_new_tokens)
+    else:
+        model = AutoModelForImageTextToText.from_pretrained(args.model, dtype=torch.float32)
+        engine = HFEngine(model, processor, args.temperature, args.max_new_tokens)
     query = Query("command line", args.image, args.question, "-", "-")
     request = Request(processor.prompt(query), [seed_of("command line", k) for k in range(args.n)])
     for sample in engine.generate([request])[0]:

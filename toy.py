@@ -23,6 +23,7 @@ answer, the result stated, and every stated claim true of the picture, in any or
 
 import argparse
 import io
+import json
 import random
 import re
 import time
@@ -371,6 +372,10 @@ def build_checkpoint(folder: Path) -> None:
     Qwen2VLImageProcessorPil(patch_size=16, merge_size=2, temporal_patch_size=2, image_mean=[0.5] * 3,
                              image_std=[0.5] * 3, size={"shortest_edge": 1024, "longest_edge": 3_000_000}
                              ).save_pretrained(folder)
+    # vLLM builds the whole processor, videos included; that class needs torchvision, the file does not.
+    (Path(folder) / "video_preprocessor_config.json").write_text(json.dumps(
+        {"video_processor_type": "Qwen3VLVideoProcessor", "patch_size": 16, "merge_size": 2, "temporal_patch_size": 2,
+         "image_mean": [0.5] * 3, "image_std": [0.5] * 3}, indent=2) + "\n")
 
 
 CHAT_TEMPLATE = """\
