@@ -32,7 +32,7 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -283,13 +283,19 @@ def report_leaks(report: str, query: Query, response: str) -> bool:
 
 def side_by_side(function, arguments, threads: int) -> list:
     """[function(*a) for a in arguments], on threads.  After the first exception nothing more is begun."""
+    errors = []
+
+    def one(a):
+        if not errors:
+            try:
+                return function(*a)
+            except Exception as error:
+                errors.append(error)                            # raised below
     with ThreadPoolExecutor(threads) as pool:
-        calls = [pool.submit(function, *a) for a in arguments]
-        try:
-            wait(calls, return_when=FIRST_EXCEPTION)
-        finally:                                                # Ctrl-C as well
-            pool.shutdown(wait=False, cancel_futures=True)
-        return [call.result() for call in calls]
+        results = list(pool.map(one, arguments))
+    if errors:
+        raise errors[0]
+    return results
 
 
 class Verifier:
