@@ -728,6 +728,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.responses and not args.url:
         parser.error("--responses needs --url")
+    if args.concurrency < 1 or args.timeout <= 0:
+        parser.error("--concurrency and --timeout must be above 0")
     try:
         if args.parse:
             print(parse_verdict(sys.stdin.read()))
@@ -737,7 +739,7 @@ def main() -> None:
                 print(part["text"] if part["type"] == "text" else f"[image {part['image']}]")
         else:
             judge_file(args)
-    except (DataError, JudgeError, VerifierUnreliable) as error:
+    except (DataError, JudgeError, VerifierUnreliable, OSError) as error:
         stopped = isinstance(error, VerifierUnreliable)
         print(f"{'stopped' if stopped else 'error'}: {error}", file=sys.stderr)
         sys.exit(3 if stopped else 2)

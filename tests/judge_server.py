@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -30,6 +31,13 @@ import toy
 MODEL = "exact-judge"
 MODES = ("hang", "dribble", "reset", "500", "429", "empty", "half envelope", "half content", "wrong envelope",
          "wrong types", "other keys", "yes", "inconsistent")
+# Not drawn unless named: "slow headers", "cut off", "refused" and any other HTTP status as digits.
+
+
+@lru_cache
+def known_queries() -> dict:
+    return {(hashlib.sha256(query.images[0]).hexdigest(), query.question): query
+            for query in [*toy.train_queries(), *toy.heldout_queries()]}
 
 
 def verdict_text(verdict) -> str:
@@ -46,20 +54,23 @@ LIES = {"half content": lambda text: text[:len(text) // 2],
 
 
 class JudgeServer(ThreadingHTTPServer):
-    """`misbehave`: share of calls; `delay`: seconds, drawn between the two; `hang`: seconds of a call that hangs."""
+    """`misbehave`: share of calls; `delay`: seconds, drawn between the two; `hang`: seconds of a call that hangs.
+
+    `times`: how often one question and response may go wrong; 1 = whoever asks again is answered.
+    """
 
     daemon_threads = True
     request_queue_size = 128
 
     def __init__(self, port: int = 0, misbehave: float = 0.0, modes=MODES, delay=(0.0, 0.0), seed: int = 0,
-                 hang: float = 60.0):
+                 hang: float = 60.0, times: float = float("inf"), models=(MODEL,)):
         super().__init__(("127.0.0.1", port), Handler)
         self.misbehave, self.modes, self.delay, self.seed, self.hang = misbehave, modes, delay, seed, hang
+        self.times, self.models = times, models
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.stats, self.seen, self.lock, self.in_flight = Counter(), Counter(), threading.Lock(), 0
         self.requests: list[dict] = []                              # as received, for tests
-        self.queries = {(hashlib.sha256(query.images[0]).hexdigest(), query.question): query
-                        for query in [*toy.train_queries(), *toy.heldout_queries()]}
+        self.queries = known_queries()
 
     def __enter__(self):
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
@@ -94,7 +105,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/stats":
             self.reply(200, self.server.stats)
         elif self.path == "/v1/models":
-            self.reply(200, {"object": "list", "data": [{"id": MODEL, "object": "model"}]})
+            self.reply(200, {"object": "list", "data": [{"id": model} for model in self.server.models]})
         else:
             self.reply(404, {"error": {"message": f"no such path: {self.path}"}})
 
@@ -105,11 +116,12 @@ class Handler(BaseHTTPRequestHandler):
             server.in_flight += 1
             server.stats["calls"] += 1
             server.stats["max_in_flight"] = max(server.stats["max_in_flight"], server.in_flight)
-            before = server.seen[body]
-            server.seen[body] += 1
-            server.requests.append({"path": self.path, "headers": dict(self.headers), "body": body})
-        rng = random.Random(f"{server.seed} {before} {hashlib.sha256(body).hexdigest()}")
-        mode = rng.choice(server.modes) if rng.random() < server.misbehave else "sound"
+            asked = read_prompt(json.loads(body)["messages"][0]["content"][-1]["text"])
+            before = server.seen[asked]
+            server.seen[asked] += 1
+            server.requests.append({"path": self.path, "headers": dict(self.headers), "body": json.loads(body)})
+        rng = random.Random(f"{server.seed} {before} {asked}")
+        mode = rng.choice(server.modes) if before < server.times and rng.random() < server.misbehave else "sound"
         with server.lock:
             server.stats[mode] += 1
         try:
@@ -130,9 +142,13 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(400, {"error": {"message": f"unknown picture for the question {question!r}"}})
         content = verdict_text(toy.ToyVerifier().judge_one(query.facts, response))
         content = LIES.get(mode, str)(content)
+        finish = "length" if mode == "cut off" else "stop"
+        message = {"role": "assistant", "content": content}
+        if mode == "refused":
+            message |= {"content": None, "refusal": "I cannot look at this."}
         envelope = json.dumps({
             "id": "x", "object": "chat.completion", "model": MODEL, "choices": [
-                {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}],
+                {"index": 0, "finish_reason": finish, "message": message}],
             "usage": {"prompt_tokens": len(text["text"].split()), "completion_tokens": len(content.split())}}).encode()
         if mode == "hang":
             time.sleep(self.server.hang)
@@ -146,10 +162,14 @@ class Handler(BaseHTTPRequestHandler):
         elif mode == "reset":
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             os.close(self.connection.detach())
-        elif mode == "500":
-            self.reply(500, {"error": {"message": "CUDA error: out of memory", "type": "InternalServerError"}})
+        elif mode == "slow headers":
+            for i in range(int(self.server.hang / 0.05)):
+                self.wfile.write(b"HTTP/1.1 200 OK\r\n" if i == 0 else f"X-{i}: y\r\n".encode())
+                time.sleep(0.05)
         elif mode == "429":
             self.reply(429, {"error": {"message": "too many requests"}}, Retry_After="1")
+        elif mode.isdigit():
+            self.reply(int(mode), {"error": {"message": "CUDA error:\n out of memory, " + 300 * "x"}})
         elif mode == "empty":
             self.reply(200, b"")
         elif mode == "half envelope":
@@ -162,7 +182,7 @@ class Handler(BaseHTTPRequestHandler):
 
 def read_prompt(text: str) -> tuple[str, str]:
     """-> (question, response) of a judge's prompt: the response stands between the two equal boundary lines."""
-    question = re.search(r"\n\nQuestion:\n(.*?)\n\nReference", text, re.DOTALL)[1]
+    question = re.search(r"\n\nQuestion:\n(.*?)\n\n(?:Reference|Generated solution:)", text, re.DOTALL)[1]
     boundary = re.search(r"\n(=====[0-9a-f]{16}=====)\n\n[^\n]*Your JSON object:$", text)[1]
     return question, text.split(f"\n{boundary}\n")[1]
 
