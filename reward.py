@@ -7,31 +7,58 @@ The reward is 1 iff Correctness is 1: no format reward, no partial credit.  How 
     answer     + the reference answer                     (ordinary RLVR; paper, appendix figure A-1)
     solution   + the whole reference solution             (ContextRL; paper, appendix figure A-2)
 
-`Verifier` = prompt builder + strict parser + failure policy around any callable chat(messages) -> text.  A judge
-that fails is NOT a wrong answer: its verdict has status FAILED and reward None, and is left out of every mean.
-The response is untrusted text: it is fenced by a boundary it cannot know, and only the judge's own output is parsed.
+`Verifier` = prompt builder + strict parser + failure policy around any callable chat(messages) -> text; `OpenAIChat`
+is such a callable for the servers of a judge model.  A judge that fails is NOT a wrong answer: its verdict has status
+FAILED and reward None, and is left out of every mean.  The response is untrusted text: it is fenced by a boundary it
+cannot know, and only the judge's own output is parsed.
 
-    python reward.py prompt DATA.jsonl [--context answer]      prints what a judge would read for the first query
-    python reward.py parse < JUDGE_OUTPUT                      prints the verdict that is read from a judge's text
+    python reward.py --url http://localhost:8000 --responses FILE.jsonl     judges a file; again: goes on with it
+    python reward.py --prompt DATA.jsonl [--context answer]                 what a judge would read for the first query
+    python reward.py --parse < JUDGE_OUTPUT                                 the verdict that is read from a judge's text
+
+A row of --responses is a row of a data file (data.py) + "response"; a run's rollouts.jsonl will do as well.
 """
 
 import argparse
+import base64
 import hashlib
 import json
+import math
+import os
+import random
 import re
+import socket
 import sys
-from collections import Counter
+import threading
+import time
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
+from http.client import HTTPConnection, HTTPException, HTTPSConnection, IncompleteRead
+from pathlib import Path
+from urllib.parse import urlsplit
 
-from data import DataError, Query, load_queries
+from tqdm import tqdm
+
+from data import REQUIRED, DataError, Query, load_queries
 
 CONTEXTS = ("none", "answer", "solution")
 
 
 class JudgeError(RuntimeError):
-    """Raised by a chat backend when a call gave nothing usable; becomes a FAILED verdict."""
+    """Raised by a chat backend when a call gave nothing usable; becomes a FAILED verdict, counted under `name`."""
+
+    def __init__(self, name: str, detail: str = ""):
+        super().__init__(f"{name}: {detail}" if detail else name)
+        self.name = name                  # short and stable: "HTTP 500", "connection reset", ...
+
+
+class Transient(JudgeError):
+    """An error of the moment: OpenAIChat tries again, not before `wait` seconds."""
+
+    wait = 0.0
 
 
 class VerifierUnreliable(RuntimeError):
@@ -149,27 +176,41 @@ REPORT = ("3. Mistake Report, only if Self-Consistency is 1 and Correctness is 0
 OUTPUT = ('Answer with exactly one JSON object and nothing else, with these keys in this order: "Analysis" (a short '
           'text), "Self-Consistency" (0 or 1), "Correctness" (0 or 1), "Mistake Report" (a text).')
 
-VERDICT_SCHEMA = {        # for backends with structured output
+# For backends with structured output.  The texts have no maxLength on purpose: it is max_tokens that ends a judge which
+# runs on.  Measured with xgrammar and 152k tokens: a maxLength makes the grammar compile in 9 s instead of 0.05 s, and
+# the mask of every single token takes 12 ms of the server's CPU instead of 0.2 ms.
+VERDICT_SCHEMA = {
     "type": "object", "additionalProperties": False,
     "required": ["Analysis", "Self-Consistency", "Correctness", "Mistake Report"],
     "properties": {"Analysis": {"type": "string"}, "Self-Consistency": {"type": "integer", "enum": [0, 1]},
                    "Correctness": {"type": "integer", "enum": [0, 1]}, "Mistake Report": {"type": "string"}}}
 
 
-def judge_messages(query: Query, response: str, context: str) -> list[dict]:
-    """Chat messages for one verdict: the images, then one text.  Image parts carry the path or bytes of the query."""
+def judge_messages(query: Query, response: str, context: str, again: bool = False) -> list[dict]:
+    """Chat messages for one verdict: the images, then one text.  Image parts carry the path or bytes of the query.
+
+    `again`: the first output could not be read.  The same words would bring the same output at temperature 0.
+    """
     reference = {"none": "", "answer": f"Reference answer:\n{query.answer}\n\n",
                  "solution": f"Reference solution:\n{query.solution}\n\n"}[context]
     # The boundary depends on the response, so a response cannot contain its own.
     boundary = "=====" + hashlib.sha256(response.encode()).hexdigest()[:16] + "====="
+    reminder = "An earlier output of yours was not exactly this object. " if again else ""
     text = "\n\n".join([ROLE, CONSISTENCY[context], CORRECTNESS[context], REPORT, OUTPUT]) + (
         f"\n\nQuestion:\n{query.question}\n\n{reference}"
-        f"Generated solution:\n{boundary}\n{response}\n{boundary}\n\nYour JSON object:")
+        f"Generated solution:\n{boundary}\n{response}\n{boundary}\n\n{reminder}Your JSON object:")
     return [{"role": "user", "content": [{"type": "image", "image": image} for image in query.images]
              + [{"type": "text", "text": text}]}]
 
 
 # -------------------------------------------------------------------------------------------------- the parser
+
+def unambiguous(pairs: list[tuple]) -> dict:
+    """For json: a key that stands twice could be read either way."""
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a key stands twice")
+    return dict(pairs)
+
 
 def parse_verdict(raw: str, response: str = "") -> Verdict:
     """Reads a judge's output strictly: it must END with one JSON object with the keys, scores 0 or 1.  Else FAILED.
@@ -185,7 +226,7 @@ def parse_verdict(raw: str, response: str = "") -> Verdict:
             continue
         at = start.end() - 1
         try:
-            found, end = json.JSONDecoder().raw_decode(text, at)
+            found, end = json.JSONDecoder(object_pairs_hook=unambiguous).raw_decode(text, at)
         except (ValueError, RecursionError):
             continue
         if text[end:].strip() in ("", "```"):
@@ -210,7 +251,9 @@ def parse_verdict(raw: str, response: str = "") -> Verdict:
     consistent, correct = map(bool, scores)
     if correct and not consistent:
         return Verdict.failed("Correctness 1 with Self-Consistency 0")
-    return Verdict.judged(correct, consistent, report.strip(), value["Analysis"])
+    # JSON can spell half a character (\\ud800), which no file and no tokenizer takes.
+    report, analysis = (text.encode("utf-8", "replace").decode() for text in (report.strip(), value["Analysis"]))
+    return Verdict.judged(correct, consistent, report, analysis)
 
 
 def report_leaks(report: str, query: Query, response: str) -> bool:
@@ -238,71 +281,470 @@ def report_leaks(report: str, query: Query, response: str) -> bool:
 
 # ------------------------------------------------------------------------------------------------ the verifier
 
-class Verifier:
-    """A language-model judge behind `chat(messages) -> text`.  Counts everything that goes wrong.
+def side_by_side(function, arguments, threads: int) -> list:
+    """[function(*a) for a in arguments], on threads.  After the first exception nothing more is begun."""
+    errors = []
 
-    `chat` raises JudgeError, TimeoutError or ConnectionError when a call gives nothing.  If more than
-    `max_failed_share` of the last `window` calls failed, judge() raises VerifierUnreliable.
+    def one(a):
+        if not errors:
+            try:
+                return function(*a)
+            except Exception as error:
+                errors.append(error)                            # raised below
+    with ThreadPoolExecutor(threads) as pool:
+        results = list(pool.map(one, arguments))
+    if errors:
+        raise errors[0]
+    return results
+
+
+class Verifier:
+    """A language-model judge behind `chat(messages) -> text`.  Counts everything that goes wrong.  Thread-safe.
+
+    `chat` raises JudgeError, TimeoutError or ConnectionError when a call gives nothing.  Text that is no verdict is
+    asked for once more (`attempts`).  An engine in the same process may offer `batch(list of messages) -> list of text
+    or exception`: judge() then makes one batch of everything, and a second one of what could not be read.
+
+    If more than `max_failed_share` of the last `window` verdicts failed, VerifierUnreliable is raised at once: by
+    n = floor(max_failed_share * window) + 1 failures, also before the window is full.  A dead judge is therefore asked
+    for at most n + concurrency - 1 verdicts, `attempts` calls each, and for at most
+    (ceil(n / concurrency) + 1) * attempts * (longest seconds of a call: chat.max_seconds) seconds.
     """
 
+    METRICS = ("verdicts", "by_rule", "calls", "asked_again", "failed", "leaked", "seconds", "http_retries",
+               "prompt_tokens", "completion_tokens")
+
     def __init__(self, chat, context: str = "solution", concurrency: int = 16, max_failed_share: float = 0.2,
-                 window: int = 64):
+                 window: int = 64, attempts: int = 2):
         if context not in CONTEXTS:
             raise ValueError(f"verifier context must be one of {', '.join(CONTEXTS)}, not {context!r}")
-        self.chat, self.context, self.concurrency = chat, context, concurrency
+        self.chat, self.context, self.concurrency, self.attempts = chat, context, concurrency, attempts
         self.max_failed_share, self.window = max_failed_share, window
-        self.counts: Counter = Counter()
-        self.recent: list[bool] = []
+        self.counts: Counter = Counter()                        # METRICS and "failed: <name>", since the start
+        self.recent: deque[str] = deque(maxlen=window)          # name of the failure, "" for a verdict
+        self.reported: dict[str, float] = {}
+        self.last_error, self.lock = "", threading.Lock()
 
     def judge(self, queries: list[Query], responses: list[str]) -> list[Verdict]:
         """One verdict per (query, response), in order; calls run side by side."""
         if len(queries) != len(responses):
             raise ValueError(f"{len(queries)} queries but {len(responses)} responses")
-        with ThreadPoolExecutor(self.concurrency) as pool:
-            verdicts = list(pool.map(self._judge_one, queries, responses))
-        for verdict in verdicts:
-            failed = verdict.status is VerdictStatus.FAILED
-            self.counts.update({"verdicts": 1, "failed": int(failed), "leaked": int(verdict.leaked)})
-            if failed:
-                self.counts[f"failed: {verdict.error}"] += 1
-            self.recent = [*self.recent, failed][-self.window:]
-        if len(self.recent) == self.window and sum(self.recent) > self.max_failed_share * self.window:
-            why = ", ".join(f"{n} x {k[8:]}" for k, n in self.counts.most_common() if k.startswith("failed: "))
-            raise VerifierUnreliable(f"{sum(self.recent)} of the last {self.window} verdicts failed ({why})")
+        pairs = list(zip(queries, responses))
+        if hasattr(self.chat, "batch"):
+            return self._judge(pairs, self.chat.batch)
+        return side_by_side(self.judge_one, pairs, self.concurrency)
+
+    def judge_one(self, query: Query, response: str) -> Verdict:
+        def ask(batch: list) -> list:
+            try:
+                return [self.chat(batch[0])]
+            except (JudgeError, TimeoutError, ConnectionError) as error:
+                return [error]
+        return self._judge([(query, response)], ask)[0]
+
+    def _judge(self, pairs: list[tuple[Query, str]], ask) -> list[Verdict]:
+        verdicts = [self._by_rule(response) for _, response in pairs]
+        # The failure window is about the judge, so it has no place for these: a policy that says nothing would hide
+        # a dead judge behind them.
+        self._add(verdicts=len(pairs), by_rule=sum(v is not None for v in verdicts))
+        asked = todo = [i for i, verdict in enumerate(verdicts) if verdict is None]
+        for attempt in range(self.attempts if asked else 0):
+            start = time.monotonic()
+            outputs = ask([judge_messages(*pairs[i], self.context, again=attempt > 0) for i in todo])
+            self._add(calls=len(todo), asked_again=len(todo) if attempt else 0, seconds=time.monotonic() - start)
+            unreadable = []
+            for i, output in zip(todo, outputs, strict=True):
+                verdicts[i] = self._read(*pairs[i], output)
+                if verdicts[i].status is VerdictStatus.FAILED and isinstance(output, str):
+                    unreadable.append(i)
+            todo = unreadable
+            if not todo:
+                break
+        for i in asked:
+            self._count(verdicts[i])
         return verdicts
 
-    def _judge_one(self, query: Query, response: str) -> Verdict:
+    def _by_rule(self, response: str) -> Verdict | None:
         if says_nothing(response) or (self.context == "solution" and has_revision_cue(response)):
-            return Verdict.judged(correct=False, consistent=False)         # by rule, without a call
-        try:
-            raw = self.chat(judge_messages(query, response, self.context))
-        except (JudgeError, TimeoutError, ConnectionError) as error:
-            return Verdict.failed(type(error).__name__)
-        verdict = parse_verdict(raw, response)
+            return Verdict.judged(correct=False, consistent=False)
+        return None
+
+    def _read(self, query: Query, response: str, output: str | Exception) -> Verdict:
+        if isinstance(output, Exception):
+            self.last_error = str(output) or type(output).__name__
+            return Verdict.failed(output.name if isinstance(output, JudgeError) else type(output).__name__)
+        verdict = parse_verdict(output, response)
+        if verdict.status is VerdictStatus.FAILED:
+            self.last_error = verdict.error
         if verdict.report and report_leaks(verdict.report, query, response):
             verdict.report, verdict.leaked = "", True
         return verdict
 
+    def _add(self, **counts: float) -> None:
+        with self.lock:
+            self.counts.update(counts)
+
+    def _count(self, verdict: Verdict) -> None:
+        failed = verdict.status is VerdictStatus.FAILED
+        self._add(failed=int(failed), leaked=int(verdict.leaked), **{f"failed: {verdict.error}": 1} if failed else {})
+        with self.lock:
+            self.recent.append(verdict.error)
+            bad = Counter(filter(None, self.recent))
+        if failed and bad.total() > self.max_failed_share * self.window:
+            why = ", ".join(f"{n} x {name}" for name, n in bad.most_common())
+            raise VerifierUnreliable(f"{bad.total()} of the last {len(self.recent)} verdicts failed ({why}; last: "
+                                     f"{self.last_error}); {self.stops_after()}")
+
+    def stops_after(self) -> str:
+        """The bound of the class's docstring, in words."""
+        n = math.floor(self.max_failed_share * self.window) + 1
+        text = f"the limit is {n - 1} of {self.window}"
+        if hasattr(self.chat, "max_seconds"):
+            seconds = (math.ceil(n / self.concurrency) + 1) * self.attempts * self.chat.max_seconds
+            text += f", a dead verifier is noticed within {seconds:.0f} s"
+        return text
+
+    def metrics(self) -> dict[str, float]:
+        """What was counted since the last call of this method.  Always the same keys, so ranks can be summed.
+
+        seconds: of all calls, which run side by side.  Retries and tokens are those of a backend that counts them.
+        """
+        with self.lock:
+            now = {name: float(self.counts[name]) for name in self.METRICS}
+            for name, count in getattr(self.chat, "counts", {}).items():
+                now[name] += count
+            since = {f"judge/{name}": now[name] - self.reported.get(name, 0.0) for name in self.METRICS}
+            self.reported = now
+        return since
+
+
+# ----------------------------------------------------------------------------------------- the servers of a judge
+
+IMAGE_FORMATS = {"png": rb"\x89PNG", "jpeg": rb"\xff\xd8\xff", "gif": rb"GIF8", "webp": rb"RIFF....WEBP", "bmp": rb"BM"}
+
+
+def data_url(image: str | bytes) -> str:
+    """The very bytes of an image file, in the form of the chat protocol; its first bytes tell the format."""
+    data = image if isinstance(image, bytes) else Path(image).read_bytes()
+    for name, magic in IMAGE_FORMATS.items():
+        if re.match(magic, data, re.DOTALL):
+            return f"data:image/{name};base64,{base64.b64encode(data).decode()}"
+    raise JudgeError("unknown image format", f"known are {', '.join(IMAGE_FORMATS)}")
+
+
+class OpenAIChat:
+    """chat(messages) -> text by OpenAI-compatible servers, such as `vllm serve Qwen/Qwen3-VL-32B-Instruct`.
+
+    `urls`: one or several, with commas between; each call goes to the one with the fewest calls in flight.  Without a
+    `model` it is the only one served.  An attempt ends after `timeout` seconds, however slowly bytes dribble in.  After
+    an error of the moment (time-out, reset, 408, 409, 425, 429, 5xx, broken body) up to `tries` attempts are made, with
+    pauses drawn from 0 .. min(max_wait, backoff * 2^attempt) seconds (exponential back-off, full jitter) or Retry-After
+    (seconds, at most max_wait).  Other errors are raised at once: JudgeError with the server's words.
+    `structured`: ask for VERDICT_SCHEMA; off for servers without structured output.  `log`: JSONL, a row per call.
+    The environment's OPENAI_API_KEY is sent if it is set; its proxies are not used.
+    """
+
+    def __init__(self, urls: str, model: str = "", timeout: float = 120.0, tries: int = 4, backoff: float = 1.0,
+                 max_wait: float = 30.0, max_tokens: int = 2048, structured: bool = True, log: str = ""):
+        self.urls = [url.strip().rstrip("/") for url in urls.split(",")]
+        for i, url in enumerate(self.urls):
+            if not re.fullmatch(r"https?://([\w.-]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?(/[\w./~-]*)?", url):
+                raise JudgeError("bad URL", f"{url!r} is not like http://host:8000 or https://host/v1")
+            if not urlsplit(url).path:
+                self.urls[i] = f"{url}/v1"
+        self.model, self.timeout, self.tries, self.backoff, self.max_wait = model, timeout, tries, backoff, max_wait
+        self.max_tokens, self.structured, self.log = max_tokens, structured, log
+        self.counts: Counter = Counter()                        # http_retries, prompt_tokens, completion_tokens
+        self.in_flight, self.taken = Counter(), Counter()       # by URL
+        self.avoid: dict[str, float] = {}                       # URL that failed -> until when
+        self.lock, self.starting = threading.Lock(), threading.Lock()
+
+    @property
+    def max_seconds(self) -> float:
+        """Longest time of one call: it is what bounds the wait for a dead server."""
+        return self.tries * self.timeout + (self.tries - 1) * self.max_wait
+
+    def check(self) -> None:
+        """For the start of a run: every URL answers and serves the model, or JudgeError with one line."""
+        for url in self.urls:
+            try:
+                served = [str(model["id"]) for model in json.loads(self._http(url, "/models", timeout=10.0))["data"]]
+            except JudgeError as error:
+                raise JudgeError("no verifier", f"{url} cannot be asked: {error}") from None
+            except (ValueError, LookupError, TypeError):
+                raise JudgeError("no verifier", f"{url} does not say which models it serves") from None
+            if not self.model and len(served) == 1:
+                self.model = served[0]
+            if self.model not in served:
+                what = f"not {self.model!r}" if self.model else "name the one to ask"
+                raise JudgeError("no verifier", f"{url} serves {', '.join(served) or 'nothing'}: {what}")
+
+    def __call__(self, messages: list[dict]) -> str:
+        with self.starting:
+            if not self.model:
+                self.check()
+        body = json.dumps({
+            "model": self.model, "temperature": 0, "max_tokens": self.max_tokens, "messages": [
+                message | {"content": [{"type": "image_url", "image_url": {"url": data_url(part["image"])}}
+                                       if part["type"] == "image" else part for part in message["content"]]}
+                for message in messages],
+            **({"response_format": {"type": "json_schema", "json_schema": {
+                "name": "verdict", "strict": True, "schema": VERDICT_SCHEMA}}} if self.structured else {})}).encode()
+        row, start = {"time": time.time(), "prompt_tokens": 0, "completion_tokens": 0}, time.monotonic()
+        for attempt in range(self.tries):
+            url, text, error = self._take(), None, None
+            try:
+                text = read_completion(self._http(url, "/chat/completions", body), row)
+            except JudgeError as problem:
+                error = problem
+            finally:
+                self._give_back(url, failed=isinstance(error, Transient))
+            if not isinstance(error, Transient) or attempt == self.tries - 1:
+                break
+            with self.lock:
+                self.counts["http_retries"] += 1
+            pause = random.uniform(0, min(self.max_wait, self.backoff * 2 ** attempt))
+            time.sleep(max(pause, min(error.wait, self.max_wait)))
+        row |= {"url": url, "seconds": time.monotonic() - start, "attempts": attempt + 1,
+                "status": "failed" if error else "ok", "error": str(error or "")}
+        with self.lock:
+            self.counts.update({name: row[name] for name in ("prompt_tokens", "completion_tokens")})
+            if self.log:
+                with open(self.log, "a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+        if error:
+            raise error
+        return text
+
+    def _take(self) -> str:
+        with self.lock:
+            now = time.monotonic()
+            url = min(self.urls, key=lambda u: (now < self.avoid.get(u, 0), self.in_flight[u], self.taken[u]))
+            if url in self.avoid:                               # only one call at a time finds out if it is back
+                self.avoid[url] = now + self.max_wait
+            self.in_flight[url] += 1
+            self.taken[url] += 1
+            return url
+
+    def _give_back(self, url: str, failed: bool) -> None:
+        with self.lock:
+            self.in_flight[url] -= 1
+            self.avoid.pop(url, None)
+            if failed:
+                self.avoid[url] = time.monotonic() + self.max_wait
+
+    def _http(self, url: str, path: str, body: bytes | None = None, timeout: float = math.inf) -> bytes:
+        """Body of the answer if its status is 200; else JudgeError, Transient if it may go away by itself."""
+        timeout, parts = min(timeout, self.timeout), urlsplit(url + path)
+        deadline = time.monotonic() + timeout
+        headers = {"Content-Type": "application/json", "Connection": "close"}
+        if os.environ.get("OPENAI_API_KEY"):
+            headers["Authorization"] = f"Bearer {os.environ['OPENAI_API_KEY']}"
+        connection = (HTTPSConnection if parts.scheme == "https" else HTTPConnection)(
+            parts.hostname, parts.port, timeout=timeout)
+        watchdog = None
+        try:
+            connection.connect()
+            # A socket's own time-out begins anew with every byte.
+            watchdog = threading.Timer(deadline - time.monotonic(), hang_up, [connection.sock])
+            watchdog.start()
+            connection.request("GET" if body is None else "POST", parts.path, body, headers)
+            response = connection.getresponse()
+            raw = response.read(10_000_000)
+            if time.monotonic() >= deadline:
+                raise TimeoutError
+        except (OSError, HTTPException) as error:
+            name = ("TimeoutError" if isinstance(error, TimeoutError) or time.monotonic() >= deadline else
+                    "connection refused" if isinstance(error, ConnectionRefusedError) else
+                    "connection reset" if isinstance(error, ConnectionError) else
+                    "half an answer" if isinstance(error, IncompleteRead) else
+                    "not an HTTP answer" if isinstance(error, HTTPException) else "cannot connect")
+            detail = f"{url} gave no answer in {timeout:g} s" if name == "TimeoutError" else f"{url} {str(error)[:200]}"
+            raise Transient(name, detail) from None
+        finally:
+            if watchdog:
+                watchdog.cancel()
+            connection.close()
+        if response.status == 200:
+            return raw
+        kind = Transient if response.status in (408, 409, 425, 429) or response.status >= 500 else JudgeError
+        error = kind(f"HTTP {response.status}", server_message(raw))
+        seconds = response.headers.get("Retry-After", "")
+        error.wait = float(seconds) if re.fullmatch("[0-9]{1,6}", seconds) else 0.0
+        raise error
+
+
+def hang_up(connection: socket.socket) -> None:
+    with suppress(OSError):                                     # it may have just ended by itself
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)
+
+
+def server_message(raw: bytes) -> str:
+    """The first 200 characters of what a server says of an error, on one line."""
+    text = raw.decode("utf-8", "replace")
+    with suppress(ValueError, LookupError, TypeError):
+        text = str(json.loads(text)["error"]["message"])
+    return " ".join(text.split())[:200]
+
+
+def read_completion(raw: bytes, usage: dict) -> str:
+    """Text of a chat completion; its token counts go into `usage`."""
+    if not raw.strip():
+        raise Transient("empty answer")
+    try:
+        answer = json.loads(raw)
+    except (ValueError, RecursionError):
+        raise Transient("half an answer", server_message(raw)) from None
+    try:
+        choice, counts = answer["choices"][0], answer.get("usage") or {}
+        text, refusal = choice["message"]["content"], choice["message"].get("refusal")
+        usage |= {name: int(counts.get(name, 0)) for name in ("prompt_tokens", "completion_tokens")}
+        if not isinstance(text, str | None):
+            raise TypeError
+    except (LookupError, TypeError, AttributeError, ValueError):
+        raise Transient("not a chat answer", server_message(raw)) from None
+    if choice.get("finish_reason") == "length":
+        raise JudgeError("verdict cut off at max_tokens")
+    if text is None:
+        raise JudgeError("refused", str(refusal or "")[:200])
+    return text
+
+
+# ------------------------------------------------------------------------------------------------ judging a file
+
+def load_responses(path: Path) -> dict[str, tuple[Query, str]]:
+    """Name ("line" or "line/stage/member") -> query and response.  Bad rows raise DataError naming file and line."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({type(error).__name__})") from None
+    items = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            if "stage1" in row:                                 # of a run's rollouts.jsonl
+                texts = {f"{number}/{stage}/{i}": member["text"] for stage in (1, 2)
+                         for i, member in enumerate(row[f"stage{stage}"])}
+                row = {"id": row["query"]} | {k: row[k] for k in ("images", "family", *REQUIRED[1:])}
+            else:
+                texts = {str(number): row.pop("response")}
+            row["images"] = [str(path.parent / image) for image in row.get("images", [])]
+            query = Query(**row)
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            problem = f"{error} is missing" if isinstance(error, KeyError) else error
+            raise DataError(f"{path}:{number}: not a query with a response ({problem})") from None
+        for name, text in [*((name, row[name]) for name in REQUIRED), *(("response", text) for text in texts.values())]:
+            if not isinstance(text, str):
+                raise DataError(f"{path}:{number}: '{name}' is not a text")
+        for image in query.images:
+            if not Path(image).is_file():
+                raise DataError(f"{path}:{number}: image not found: {image}")
+        items |= {name: (query, text) for name, text in texts.items()}
+    if not items:
+        raise DataError(f"no responses in {path}")
+    return items
+
+
+def verdicts_so_far(out: Path, digests: dict[str, str]) -> list[dict]:
+    """Rows of an earlier, stopped session.  Failed ones and a half-written last one are dropped: asked again."""
+    rows = []
+    for number, line in enumerate(out.read_bytes().split(b"\n")[:-1] if out.exists() else [], start=1):
+        try:
+            row = json.loads(line)
+            if row["digest"] != digests.get(row["name"]):
+                raise DataError(f"{out}:{number}: is of other responses, model or context: choose another --out")
+        except (ValueError, LookupError, TypeError) as error:
+            raise error if isinstance(error, DataError) else DataError(f"{out}:{number}: not a verdict") from None
+        rows += [row] if row["status"] == VerdictStatus.JUDGED else []
+    beside = out.with_name(f".{out.name}.{os.getpid()}")
+    beside.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    os.replace(beside, out)
+    return rows
+
+
+def judge_file(args: argparse.Namespace) -> None:
+    items = load_responses(args.responses)
+    chat = OpenAIChat(args.url, args.model, args.timeout, structured=not args.no_schema)
+    chat.check()
+    verifier, start, lock = Verifier(chat, args.context, args.concurrency), time.monotonic(), threading.Lock()
+    digests = {name: hashlib.sha256(f"{chat.model} {judge_messages(*item, args.context)}".encode()).hexdigest()[:16]
+               for name, item in items.items()}
+    out = args.out or args.responses.with_suffix(".verdicts.jsonl")
+    rows = verdicts_so_far(out, digests)
+
+    def judge_one(name: str, query: Query, response: str) -> None:
+        verdict = verifier.judge_one(query, response)
+        row = {"name": name, "id": query.id, "digest": digests[name], **vars(verdict), "status": verdict.status.value,
+               "reward": verdict.reward, "answer_right": answers_match(response, query.answer)}
+        with lock:                                              # at once: a stop loses nothing
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            rows.append(row)
+            bar.update()
+
+    known = {row["name"] for row in rows}
+    with out.open("a") as file, tqdm(total=len(items), initial=len(rows), unit="verdict") as bar:
+        try:
+            side_by_side(judge_one, [(n, *item) for n, item in items.items() if n not in known], args.concurrency)
+        except VerifierUnreliable as error:
+            raise VerifierUnreliable(f"{error}; {len(rows)} rows are in {out}, the same command goes on") from None
+    print_table(rows, len(items))
+    print(f"  {'tokens':40s} {chat.counts['prompt_tokens']} read, {chat.counts['completion_tokens']} written\n"
+          f"  {'seconds':40s} {time.monotonic() - start:.1f} for {len(rows) - len(known)} verdicts\n{out}")
+
+
+def print_table(rows: list[dict], total: int) -> None:
+    judged = [row for row in rows if row["status"] == VerdictStatus.JUDGED]
+    failed = Counter(row["error"] for row in rows if row["status"] == VerdictStatus.FAILED)
+    right = sum(row["answer_right"] for row in judged)
+    harsh = sum(row["answer_right"] and not row["correct"] for row in judged)
+    lenient = sum(row["correct"] and not row["answer_right"] for row in judged)
+    n = len(judged) or math.nan                                 # a share of nothing is nan
+    for name, value in [("judged", f"{len(judged)} of {total}"), *((f"failed: {k}", v) for k, v in failed.items()),
+                        ("reward, mean", f"{sum(row['correct'] for row in judged) / n:.3f}"),
+                        ("answer right by rule", f"{right / n:.3f}"),
+                        ("judge and rule agree", f"{1 - (harsh + lenient) / n:.3f}"),
+                        ("answer right, judged wrong", f"{harsh}  (would be false positives of an answer-only reward)"),
+                        ("answer wrong, judged right", f"{lenient}  (suspicious: the judge, or the rule check)")]:
+        print(f"  {name:40s} {value}")
+
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Look at a judge's prompt, or read a judge's answer.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    show = commands.add_parser("prompt")
-    show.add_argument("file")
-    show.add_argument("--context", choices=CONTEXTS, default="solution")
-    show.add_argument("--response", help="the response to judge; default: the reference solution")
-    commands.add_parser("parse")
+    parser = argparse.ArgumentParser(description="Judge a file of responses, or look at a judge's prompt or output.")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--responses", type=Path, metavar="FILE", help="rows of queries + response, or a rollouts.jsonl")
+    what.add_argument("--prompt", metavar="FILE", help="print what a judge would read for the first query")
+    what.add_argument("--parse", action="store_true", help="print the verdict that is read from a text on stdin")
+    parser.add_argument("--url", help="server(s) of the judge: URL[,URL]")
+    parser.add_argument("--model", default="", help="its name; default: the only one served")
+    parser.add_argument("--context", choices=CONTEXTS, default="solution")
+    parser.add_argument("--out", type=Path, help="verdicts, one a row; rows that are there are not asked for again")
+    parser.add_argument("--concurrency", type=int, default=16)
+    parser.add_argument("--timeout", type=float, default=120.0, help="seconds for one attempt of a call")
+    parser.add_argument("--no_schema", action="store_true", help="for servers without structured output")
+    parser.add_argument("--response", help="with --prompt: the response to judge; default: the reference solution")
     args = parser.parse_args()
-    if args.command == "parse":
-        print(parse_verdict(sys.stdin.read()))
-        return
+    if args.responses and not args.url:
+        parser.error("--responses needs --url")
+    if args.concurrency < 1 or args.timeout <= 0:
+        parser.error("--concurrency and --timeout must be above 0")
     try:
-        query = load_queries(args.file)[0]
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    for part in judge_messages(query, args.response or query.solution, args.context)[0]["content"]:
-        print(part["text"] if part["type"] == "text" else f"[image {part['image']}]")
+        if args.parse:
+            print(parse_verdict(sys.stdin.read()))
+        elif args.prompt:
+            query = load_queries(args.prompt)[0]
+            for part in judge_messages(query, args.response or query.solution, args.context)[0]["content"]:
+                print(part["text"] if part["type"] == "text" else f"[image {part['image']}]")
+        else:
+            judge_file(args)
+    except (DataError, JudgeError, VerifierUnreliable, OSError) as error:
+        stopped = isinstance(error, VerifierUnreliable)
+        print(f"{'stopped' if stopped else 'error'}: {error}", file=sys.stderr)
+        sys.exit(3 if stopped else 2)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -504,7 +504,7 @@ def test_a_line_break_that_json_does_not_escape_loses_nothing(world, tmp_path, m
 def test_a_dead_judge_teaches_nothing_and_stops_the_run(world, tmp_path, judged_by, monkeypatch, capsys):
     def dead(messages):
         raise TimeoutError("no answer")
-    judged_by(lambda: Verifier(dead))                                      # gives up after 64 verdicts: in step 4
+    judged_by(lambda: Verifier(dead, max_failed_share=0.99))               # gives up after 64 verdicts: in step 4
     out = tmp_path / "run"
     monkeypatch.setattr(sys, "argv", ["contextrl.py", *arguments(world / "train.jsonl", out, steps=6, save_every=1)])
     with pytest.raises(SystemExit) as stop:

@@ -63,7 +63,7 @@ def test_small_programs_run_alone(tmp_path):
     done = python("grpo.py", folder=tmp_path)
     assert done.returncode == 0 and "loss -0.2000" in done.stdout
     raw = '{"Analysis": "a", "Self-Consistency": 1, "Correctness": 0, "Mistake Report": "red is not 4"}'
-    done = python("reward.py", "parse", folder=tmp_path, input=raw)
+    done = python("reward.py", "--parse", folder=tmp_path, input=raw)
     assert done.returncode == 0 and "correct=False" in done.stdout and "red is not 4" in done.stdout
     (tmp_path / "rows.jsonl").write_text('{"id": "a", "question": "how many ?", "solution": "red 3", "answer": "3"}\n{')
     done = python("data.py", "rows.jsonl", folder=tmp_path)
@@ -72,7 +72,7 @@ def test_small_programs_run_alone(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"id": "a", "question": "how many ?", "solution": "red 3", "answer": "3"}\n')
     assert python("data.py", "rows.jsonl", folder=tmp_path).stdout == (
         "1 queries, 0 images, 2 words per reference solution\n  all              1\n")
-    done = python("reward.py", "prompt", "rows.jsonl", "--context", "answer", "--response", "red 4", folder=tmp_path)
+    done = python("reward.py", "--prompt", "rows.jsonl", "--context", "answer", "--response", "red 4", folder=tmp_path)
     assert "Reference answer:\n3\n" in done.stdout and "\nred 4\n=====" in done.stdout
 
 

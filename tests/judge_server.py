@@ -1,0 +1,210 @@
+"""An OpenAI-compatible server of the built-in world's exact verifier, which misbehaves as real servers do.
+
+    python tests/judge_server.py --port 8000 --misbehave 0.3 --delay 0.5-2 --seed 0
+
+Like a vision model it gets pictures and a prompt, nothing else: it knows a picture by its bytes and reads question and
+response in the text.  How a call goes wrong is drawn from (seed, request, how often it came before), so the order in
+which threads ask changes nothing.  GET /stats tells what it did.  Images that changed on the way are answered by 400.
+"""
+
+import argparse
+import base64
+import hashlib
+import json
+import os
+import random
+import re
+import socket
+import struct
+import sys
+import threading
+import time
+from collections import Counter
+from functools import lru_cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import toy
+
+MODEL = "exact-judge"
+MODES = ("hang", "dribble", "reset", "500", "429", "empty", "half envelope", "half content", "wrong envelope",
+         "wrong types", "other keys", "yes", "inconsistent")
+# Not drawn unless named: "slow headers", "cut off", "refused" and any other HTTP status as digits.
+
+
+@lru_cache
+def known_queries() -> dict:
+    return {(hashlib.sha256(query.images[0]).hexdigest(), query.question): query
+            for query in [*toy.train_queries(), *toy.heldout_queries()]}
+
+
+def verdict_text(verdict) -> str:
+    return json.dumps({"Analysis": "judged by the facts", "Self-Consistency": int(verdict.consistent),
+                       "Correctness": int(verdict.correct), "Mistake Report": verdict.report})
+
+
+# What the model says; the envelope around it is sound.
+LIES = {"half content": lambda text: text[:len(text) // 2],
+        "wrong types": lambda text: json.dumps(json.loads(text) | {"Correctness": [1], "Analysis": 5}),
+        "other keys": lambda text: json.dumps({"verdict": "correct", "score": 1}),
+        "yes": lambda text: json.dumps(json.loads(text) | {"Correctness": "yes"}),
+        "inconsistent": lambda text: json.dumps(json.loads(text) | {"Correctness": 1, "Self-Consistency": 0})}
+
+
+class JudgeServer(ThreadingHTTPServer):
+    """`misbehave`: share of calls; `delay`: seconds, drawn between the two; `hang`: seconds of a call that hangs.
+
+    `times`: how often one question and response may go wrong; 1 = whoever asks again is answered.
+    """
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, port: int = 0, misbehave: float = 0.0, modes=MODES, delay=(0.0, 0.0), seed: int = 0,
+                 hang: float = 60.0, times: float = float("inf"), models=(MODEL,)):
+        super().__init__(("127.0.0.1", port), Handler)
+        self.misbehave, self.modes, self.delay, self.seed, self.hang = misbehave, modes, delay, seed, hang
+        self.times, self.models = times, models
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        self.stats, self.seen, self.lock, self.in_flight = Counter(), Counter(), threading.Lock(), 0
+        self.requests: list[dict] = []                              # as received, for tests
+        self.queries = known_queries()
+
+    def __enter__(self):
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        return self
+
+    def __exit__(self, *error):
+        self.shutdown()
+        self.server_close()
+
+    def server_close(self):
+        self.socket.close()                                         # without waiting for calls that hang
+
+    def handle_error(self, request, address):
+        if not isinstance(sys.exception(), ConnectionError):        # a client that gave up is no error of ours
+            super().handle_error(request, address)
+
+
+class Handler(BaseHTTPRequestHandler):
+
+    def log_message(self, *text):
+        pass
+
+    def reply(self, status: int, value: dict | bytes, **headers: str) -> None:
+        body = value if isinstance(value, bytes) else json.dumps(value).encode()
+        self.send_response(status)
+        for name, text in {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name.replace("_", "-"), text)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self):
+        if self.path == "/stats":
+            self.reply(200, self.server.stats)
+        elif self.path == "/v1/models":
+            self.reply(200, {"object": "list", "data": [{"id": model} for model in self.server.models]})
+        else:
+            self.reply(404, {"error": {"message": f"no such path: {self.path}"}})
+
+    def do_POST(self):
+        server = self.server
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        with server.lock:
+            server.in_flight += 1
+            server.stats["calls"] += 1
+            server.stats["max_in_flight"] = max(server.stats["max_in_flight"], server.in_flight)
+            asked = read_prompt(json.loads(body)["messages"][0]["content"][-1]["text"])
+            before = server.seen[asked]
+            server.seen[asked] += 1
+            server.requests.append({"path": self.path, "headers": dict(self.headers), "body": json.loads(body)})
+        rng = random.Random(f"{server.seed} {before} {asked}")
+        mode = rng.choice(server.modes) if before < server.times and rng.random() < server.misbehave else "sound"
+        with server.lock:
+            server.stats[mode] += 1
+        try:
+            time.sleep(rng.uniform(*server.delay))
+            self.answer(json.loads(body), mode)
+        finally:
+            with server.lock:
+                server.in_flight -= 1
+
+    def answer(self, request: dict, mode: str) -> None:
+        if request.get("model") != MODEL:
+            return self.reply(404, {"error": {"message": f"The model `{request.get('model')}` does not exist."}})
+        *pictures, text = request["messages"][0]["content"]
+        images = [base64.b64decode(part["image_url"]["url"].partition(",")[2]) for part in pictures]
+        question, response = read_prompt(text["text"])
+        query = self.server.queries.get((hashlib.sha256(images[0]).hexdigest() if images else "", question))
+        if query is None or any(part["image_url"]["url"][:22] != "data:image/png;base64," for part in pictures):
+            return self.reply(400, {"error": {"message": f"unknown picture for the question {question!r}"}})
+        content = verdict_text(toy.ToyVerifier().judge_one(query.facts, response))
+        content = LIES.get(mode, str)(content)
+        finish = "length" if mode == "cut off" else "stop"
+        message = {"role": "assistant", "content": content}
+        if mode == "refused":
+            message |= {"content": None, "refusal": "I cannot look at this."}
+        envelope = json.dumps({
+            "id": "x", "object": "chat.completion", "model": MODEL, "choices": [
+                {"index": 0, "finish_reason": finish, "message": message}],
+            "usage": {"prompt_tokens": len(text["text"].split()), "completion_tokens": len(content.split())}}).encode()
+        if mode == "hang":
+            time.sleep(self.server.hang)
+        elif mode == "dribble":                                     # each byte comes in time, the whole never does
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(envelope)))
+            self.end_headers()
+            for i in range(int(self.server.hang / 0.05)):
+                self.wfile.write(envelope[i:i + 1])
+                time.sleep(0.05)
+        elif mode == "reset":
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            os.close(self.connection.detach())
+        elif mode == "slow headers":
+            for i in range(int(self.server.hang / 0.05)):
+                self.wfile.write(b"HTTP/1.1 200 OK\r\n" if i == 0 else f"X-{i}: y\r\n".encode())
+                time.sleep(0.05)
+        elif mode == "429":
+            self.reply(429, {"error": {"message": "too many requests"}}, Retry_After="1")
+        elif mode.isdigit():
+            self.reply(int(mode), {"error": {"message": "CUDA error:\n out of memory, " + 300 * "x"}})
+        elif mode == "empty":
+            self.reply(200, b"")
+        elif mode == "half envelope":
+            self.reply(200, envelope[:len(envelope) // 2])
+        elif mode == "wrong envelope":
+            self.reply(200, {"choices": [{"message": "fine"}]})
+        else:
+            self.reply(200, envelope)
+
+
+def read_prompt(text: str) -> tuple[str, str]:
+    """-> (question, response) of a judge's prompt: the response stands between the two equal boundary lines."""
+    question = re.search(r"\n\nQuestion:\n(.*?)\n\n(?:Reference|Generated solution:)", text, re.DOTALL)[1]
+    boundary = re.search(r"\n(=====[0-9a-f]{16}=====)\n\n[^\n]*Your JSON object:$", text)[1]
+    return question, text.split(f"\n{boundary}\n")[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--misbehave", type=float, default=0.0, help="share of the calls that go wrong")
+    parser.add_argument("--modes", default=",".join(MODES), help="how; default: %(default)s")
+    parser.add_argument("--delay", default="0-0", help="seconds, drawn between the two")
+    parser.add_argument("--hang", type=float, default=60.0, help="seconds of a call that hangs or dribbles")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    low, _, high = args.delay.partition("-")
+    with JudgeServer(args.port, args.misbehave, args.modes.split(","), (float(low), float(high or low)), args.seed,
+                     args.hang) as server:
+        print(f"{server.url} serves {MODEL}", flush=True)
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            print(json.dumps(server.stats))
+
+
+if __name__ == "__main__":
+    main()
