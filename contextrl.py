@@ -158,8 +158,9 @@ def collect(batch_P: list[Query], ids_P: list[str], step: int, config: Config, e
         return [v.report if config.report else "" for v in verdicts_G]
 
     if config.engine == "vllm" and not config.barrier:
-        stages = sampler.two_stages(engine, processor, *shown, lambda p, text: verifier.judge_one(batch_P[p], text),
-                                    reports_for, workers=config.judge_concurrency)
+        def judge(p: int, sample: Sample) -> Verdict:
+            return verifier.judge_one(batch_P[p], sample.text)
+        stages = sampler.two_stages(engine, processor, *shown, judge, reports_for, config.judge_concurrency)
     else:
         stages = one_after_the_other(engine, processor, batch_P, *shown, verifier, reports_for)
 
@@ -389,7 +390,7 @@ def main() -> None:
             print(f"stopped: {error}; --resume goes on from the last checkpoint", file=sys.stderr)
         sys.exit(3)
     finally:
-        if dist.is_initialized():
+        if dist.is_initialized() and "vllm" not in sys.modules:        # vLLM clears up at exit, the groups included
             dist.destroy_process_group()
 
 

@@ -102,17 +102,20 @@ def overlong_penalty(length: int, limit: int, buffer: int) -> float:
 
 # ------------------------------------------------------------------------------------------------- log-prob
 
-def token_logprob(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor,
-                  temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+def token_logprob(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, temperature: float = 1.0,
+                  forbidden: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-prob of each target token, and the entropy it was drawn with (a metric, no gradient).
 
-    hidden [N, H], weight [V, H] (the language-model head), targets [N] int64
-    -> (logp [N] fp32, entropy [N] fp32).  logits / temperature, as the engine samples them.
+    hidden [N, H], weight [V, H] (the language-model head), targets [N] int64, forbidden [F] int64
+    -> (logp [N] fp32, entropy [N] fp32).  The distribution is the engine's: logits / temperature, and ids that it may
+    not sample have no share in it.
     """
     logits = (hidden @ weight.T).float() / temperature                            # [N, V]
+    if forbidden is not None:
+        logits = logits.index_fill(1, forbidden, -torch.inf)
     logp = torch.log_softmax(logits, dim=-1)
     with torch.no_grad():
-        entropy = -(logp.exp() * logp).sum(-1)
+        entropy = torch.special.entr(logp.exp()).sum(-1)                          # 0 where p = 0
     return logp.gather(1, targets[:, None])[:, 0], entropy
 
 

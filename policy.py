@@ -90,13 +90,14 @@ class Scorer(torch.nn.Module):
     """Log-prob and entropy of chosen tokens in ONE forward pass, head included: sharded weights are gathered by the
     hooks of the module that is called, so nothing may reach into the model around it."""
 
-    def __init__(self, model, temperature: float):
+    def __init__(self, model, temperature: float, forbidden: list[int]):
         super().__init__()
-        self.model, self.temperature = model, temperature
+        self.model, self.temperature, self.forbidden = model, temperature, forbidden
 
     def forward(self, arguments: dict, where: torch.Tensor, targets: torch.Tensor):
         hidden = self.model.model(**arguments, use_cache=False).last_hidden_state.flatten(0, 1)[where]       # [N, H]
-        return grpo.token_logprob(hidden, self.model.lm_head.weight, targets, self.temperature)
+        forbidden = torch.tensor(self.forbidden, device=hidden.device)
+        return grpo.token_logprob(hidden, self.model.lm_head.weight, targets, self.temperature, forbidden)
 
 
 class Policy:
@@ -157,7 +158,7 @@ class Policy:
             model.set_attn_implementation({"text_config": "tree"})
         if self.compute_dtype is torch.bfloat16 and self.device.type == "cuda" and is_flash_attn_2_available():
             model.set_attn_implementation({"vision_config": "flash_attention_2"})       # sdpa loops over pictures
-        scorer = Scorer(model, temperature)
+        scorer = Scorer(model, temperature, self.processor.forbidden_ids)
         if not self.sharded:
             return scorer.to(self.device)
         from torch.distributed.device_mesh import init_device_mesh

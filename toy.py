@@ -206,9 +206,12 @@ class ToyVerifier:
         self.context = context
 
     def judge(self, queries: list[Query], texts: list[str]) -> list[Verdict]:
-        return [self.judge_one(query.facts, text) for query, text in zip(queries, texts, strict=True)]
+        return [self.judge_one(query, text) for query, text in zip(queries, texts, strict=True)]
 
-    def judge_one(self, facts: dict, text: str) -> Verdict:
+    def judge_one(self, query: Query, text: str) -> Verdict:
+        return self.judge_facts(query.facts, text)
+
+    def judge_facts(self, facts: dict, text: str) -> Verdict:
         answer = final_answer(text)
         steps = [s.strip() for s in re.sub(r"\\boxed\{[^{}]*\}", "", text).split(";") if s.strip()]
         steps = [s for s in steps if s not in NO_CLAIM]
@@ -293,7 +296,7 @@ def retry_example(rng: random.Random, scenes: list | None = None) -> tuple[Probl
         elif not truth or rng.random() < 0.15:                # a miscount, or a slip in the arithmetic
             slip(problem, wrong, rng)
         failed = solve(wrong, style)
-        report = verifier.judge_one(facts, failed).report
+        report = verifier.judge_facts(facts, failed).report
         if report:
             break
     better = solve(facts)

@@ -79,10 +79,10 @@ def plain_logits(model, ids: list[int], images: list, processor: Processor) -> t
     return model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False, **pixels, **types).logits[0]
 
 
-def response_logprobs(model, prompt, response: list[int], processor: Processor, temperature: float = 1.0,
-                      forbidden: list[int] = ()) -> torch.Tensor:
+def response_logprobs(model, prompt, response: list[int], processor: Processor,
+                      temperature: float = 1.0) -> torch.Tensor:
     """Log-prob of each response token after the prompt, over the allowed ids: [T]."""
     logits = plain_logits(model, prompt.ids + response, prompt.images, processor)
     logits = logits[len(prompt.ids) - 1:-1] / temperature
-    logits[:, list(forbidden)] = -torch.inf
+    logits = logits.index_fill(1, torch.tensor(processor.forbidden_ids), -torch.inf)
     return torch.log_softmax(logits, -1).gather(1, torch.tensor(response)[:, None])[:, 0]

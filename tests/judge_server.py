@@ -140,7 +140,7 @@ class Handler(BaseHTTPRequestHandler):
         query = self.server.queries.get((hashlib.sha256(images[0]).hexdigest() if images else "", question))
         if query is None or any(part["image_url"]["url"][:22] != "data:image/png;base64," for part in pictures):
             return self.reply(400, {"error": {"message": f"unknown picture for the question {question!r}"}})
-        content = verdict_text(toy.ToyVerifier().judge_one(query.facts, response))
+        content = verdict_text(toy.ToyVerifier().judge_one(query, response))
         content = LIES.get(mode, str)(content)
         finish = "length" if mode == "cut off" else "stop"
         message = {"role": "assistant", "content": content}

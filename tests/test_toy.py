@@ -28,7 +28,7 @@ ZOP = Problem(SCENE, ["red", "blue"], "zop").facts(HIDDEN)              # zop is
 
 
 def judge(facts: dict, text: str, context: str = "solution"):
-    v = ToyVerifier(context).judge_one(facts, text)
+    v = ToyVerifier(context).judge_facts(facts, text)
     return v.correct, v.consistent, v.report
 
 
@@ -117,7 +117,7 @@ def test_a_report_never_gives_the_answer_away():
         for _ in range(rng.randrange(3)):
             slip(problem, wrong, rng)
         response = solve(wrong, rng.choice(["canonical", "half", "guess"]))
-        report = ToyVerifier(rng.choice(["solution", "answer"])).judge_one(facts, response).report
+        report = ToyVerifier(rng.choice(["solution", "answer"])).judge_facts(facts, response).report
         query = toy.Query("q", [], problem.question, solve(facts), facts["answer"])
         reports += bool(report)
         if report and report_leaks(report, query, response):
