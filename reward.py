@@ -308,7 +308,8 @@ class Verifier:
     If more than `max_failed_share` of the last `window` verdicts failed, VerifierUnreliable is raised at once: by
     n = floor(max_failed_share * window) + 1 failures, also before the window is full.  A dead judge is therefore asked
     for at most n + concurrency - 1 verdicts, `attempts` calls each, and for at most
-    (ceil(n / concurrency) + 1) * attempts * (longest seconds of a call: chat.max_seconds) seconds.
+    (ceil(n / concurrency) + 1) * attempts * (longest seconds of a call: chat.max_seconds) seconds.  (Batches are asked
+    for whole.)
     """
 
     METRICS = ("verdicts", "by_rule", "calls", "asked_again", "failed", "leaked", "seconds", "http_retries",
@@ -371,8 +372,9 @@ class Verifier:
 
     def _read(self, query: Query, response: str, output: str | Exception) -> Verdict:
         if isinstance(output, Exception):
-            self.last_error = str(output) or type(output).__name__
-            return Verdict.failed(output.name if isinstance(output, JudgeError) else type(output).__name__)
+            kind = type(output).__name__
+            self.last_error = str(output) or kind
+            return Verdict.failed(isinstance(output, JudgeError) and output.name or kind)
         verdict = parse_verdict(output, response)
         if verdict.status is VerdictStatus.FAILED:
             self.last_error = verdict.error
@@ -407,12 +409,12 @@ class Verifier:
     def metrics(self) -> dict[str, float]:
         """What was counted since the last call of this method.  Always the same keys, so ranks can be summed.
 
-        seconds: of all calls, which run side by side.  Retries and tokens are those of a backend that counts them.
+        seconds: of all calls, which run side by side.  The last three are 0 if the backend has no `counts` of them.
         """
         with self.lock:
             now = {name: float(self.counts[name]) for name in self.METRICS}
-            for name, count in getattr(self.chat, "counts", {}).items():
-                now[name] += count
+            for name in self.METRICS[-3:]:
+                now[name] = float(getattr(self.chat, "counts", {}).get(name, 0))
             since = {f"judge/{name}": now[name] - self.reported.get(name, 0.0) for name in self.METRICS}
             self.reported = now
         return since
@@ -420,6 +422,9 @@ class Verifier:
 
 # ----------------------------------------------------------------------------------------- the servers of a judge
 
+NETWORK_ERRORS = {TimeoutError: "TimeoutError", ConnectionRefusedError: "connection refused",      # the first that fits
+                  ConnectionError: "connection reset", OSError: "cannot connect", IncompleteRead: "half an answer",
+                  HTTPException: "not an HTTP answer"}
 IMAGE_FORMATS = {"png": rb"\x89PNG", "jpeg": rb"\xff\xd8\xff", "gif": rb"GIF8", "webp": rb"RIFF....WEBP", "bmp": rb"BM"}
 
 
@@ -448,7 +453,8 @@ class OpenAIChat:
                  max_wait: float = 30.0, max_tokens: int = 2048, structured: bool = True, log: str = ""):
         self.urls = [url.strip().rstrip("/") for url in urls.split(",")]
         for i, url in enumerate(self.urls):
-            if not re.fullmatch(r"https?://([\w.-]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?(/[\w./~-]*)?", url):
+            form = re.fullmatch(r"https?://(?:[\w.-]+|\[[0-9a-fA-F:.]+\])(?::(\d{1,5}))?(?:/[\w./~-]*)?", url)
+            if not form or int(form[1] or 0) > 65535:
                 raise JudgeError("bad URL", f"{url!r} is not like http://host:8000 or https://host/v1")
             if not urlsplit(url).path:
                 self.urls[i] = f"{url}/v1"
@@ -483,13 +489,7 @@ class OpenAIChat:
         with self.starting:
             if not self.model:
                 self.check()
-        body = json.dumps({
-            "model": self.model, "temperature": 0, "max_tokens": self.max_tokens, "messages": [
-                message | {"content": [{"type": "image_url", "image_url": {"url": data_url(part["image"])}}
-                                       if part["type"] == "image" else part for part in message["content"]]}
-                for message in messages],
-            **({"response_format": {"type": "json_schema", "json_schema": {
-                "name": "verdict", "strict": True, "schema": VERDICT_SCHEMA}}} if self.structured else {})}).encode()
+        body = self._request(messages)
         row, start = {"time": time.time(), "prompt_tokens": 0, "completion_tokens": 0}, time.monotonic()
         for attempt in range(self.tries):
             url, text, error = self._take(), None, None
@@ -516,6 +516,16 @@ class OpenAIChat:
             raise error
         return text
 
+    def _request(self, messages: list[dict]) -> bytes:
+        def part(p: dict) -> dict:
+            return p if p["type"] == "text" else {"type": "image_url", "image_url": {"url": data_url(p["image"])}}
+        request = {"model": self.model, "temperature": 0, "max_tokens": self.max_tokens,
+                   "messages": [m | {"content": [part(p) for p in m["content"]]} for m in messages]}
+        if self.structured:
+            request["response_format"] = {"type": "json_schema", "json_schema": {
+                "name": "verdict", "strict": True, "schema": VERDICT_SCHEMA}}
+        return json.dumps(request).encode()
+
     def _take(self) -> str:
         with self.lock:
             now = time.monotonic()
@@ -537,9 +547,8 @@ class OpenAIChat:
         """Body of the answer if its status is 200; else JudgeError, Transient if it may go away by itself."""
         timeout, parts = min(timeout, self.timeout), urlsplit(url + path)
         deadline = time.monotonic() + timeout
-        headers = {"Content-Type": "application/json", "Connection": "close"}
-        if os.environ.get("OPENAI_API_KEY"):
-            headers["Authorization"] = f"Bearer {os.environ['OPENAI_API_KEY']}"
+        key = os.environ.get("OPENAI_API_KEY", "").strip()
+        headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
         connection = (HTTPSConnection if parts.scheme == "https" else HTTPConnection)(
             parts.hostname, parts.port, timeout=timeout)
         watchdog = None
@@ -554,11 +563,8 @@ class OpenAIChat:
             if time.monotonic() >= deadline:
                 raise TimeoutError
         except (OSError, HTTPException) as error:
-            name = ("TimeoutError" if isinstance(error, TimeoutError) or time.monotonic() >= deadline else
-                    "connection refused" if isinstance(error, ConnectionRefusedError) else
-                    "connection reset" if isinstance(error, ConnectionError) else
-                    "half an answer" if isinstance(error, IncompleteRead) else
-                    "not an HTTP answer" if isinstance(error, HTTPException) else "cannot connect")
+            late = time.monotonic() >= deadline
+            name = "TimeoutError" if late else next(n for kind, n in NETWORK_ERRORS.items() if isinstance(error, kind))
             detail = f"{url} gave no answer in {timeout:g} s" if name == "TimeoutError" else f"{url} {str(error)[:200]}"
             raise Transient(name, detail) from None
         finally:
@@ -636,7 +642,7 @@ def load_responses(path: Path) -> dict[str, tuple[Query, str]]:
             problem = f"{error} is missing" if isinstance(error, KeyError) else error
             raise DataError(f"{path}:{number}: not a query with a response ({problem})") from None
         for name, text in [*((name, row[name]) for name in REQUIRED), *(("response", text) for text in texts.values())]:
-            if not isinstance(text, str):
+            if not isinstance(text, str) or text != text.encode("utf-8", "replace").decode():
                 raise DataError(f"{path}:{number}: '{name}' is not a text")
         for image in query.images:
             if not Path(image).is_file():

@@ -262,7 +262,8 @@ def test_check_at_the_start(server):
 
 
 @pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://host", "http://", "http://host:port", "http://a b",
-                                 "http://a,", "http://user:secret@host", "http://host/v1?x=1", "http://host:1234567"])
+                                 "http://a,", "http://user:secret@host", "http://host/v1?x=1", "http://host:1234567",
+                                 "http://host:65536"])
 def test_bad_urls(url):
     with pytest.raises(JudgeError, match="^bad URL: .*is not like http://host:8000"):
         OpenAIChat(url)
