@@ -440,13 +440,19 @@ def data_url(image: str | bytes) -> str:
 class OpenAIChat:
     """chat(messages) -> text by OpenAI-compatible servers, such as `vllm serve Qwen/Qwen3-VL-32B-Instruct`.
 
-    `urls`: one or several, with commas between; each call goes to the one with the fewest calls in flight.  Without a
-    `model` it is the only one served.  An attempt ends after `timeout` seconds, however slowly bytes dribble in.  After
-    an error of the moment (time-out, reset, 408, 409, 425, 429, 5xx, broken body) up to `tries` attempts are made, with
-    pauses drawn from 0 .. min(max_wait, backoff * 2^attempt) seconds (exponential back-off, full jitter) or Retry-After
-    (seconds, at most max_wait).  Other errors are raised at once: JudgeError with the server's words.
-    `structured`: ask for VERDICT_SCHEMA; off for servers without structured output.  `log`: JSONL, a row per call.
-    The environment's OPENAI_API_KEY is sent if it is set; its proxies are not used.
+    urls          one or several, with commas between; a call goes to the one with the fewest calls in flight
+    model         "" = the only one that is served
+    timeout       seconds for one attempt, however slowly bytes dribble in
+    tries         attempts, after errors of the moment: time-out, reset, 408, 409, 425, 429, 5xx, broken body.  Any other
+                  error is raised at once: JudgeError with the server's words
+    backoff       a pause is drawn from 0 .. min(max_wait, backoff * 2^attempt) seconds (exponential, full jitter); a
+                  Retry-After in seconds is respected up to max_wait
+    structured    ask for VERDICT_SCHEMA; off for servers without structured output
+    log           JSONL file, one row per call
+
+    The environment's OPENAI_API_KEY is sent if it is set; its proxies are not used.  A judge that writes blanks until
+    max_tokens is cured by the server: --structured-outputs-config '{"disable_any_whitespace": true, "backend":
+    "xgrammar"}' for vLLM.
     """
 
     def __init__(self, urls: str, model: str = "", timeout: float = 120.0, tries: int = 4, backoff: float = 1.0,
@@ -563,10 +569,9 @@ class OpenAIChat:
             if time.monotonic() >= deadline:
                 raise TimeoutError
         except (OSError, HTTPException) as error:
-            late = time.monotonic() >= deadline
+            late = time.monotonic() >= deadline or isinstance(error, TimeoutError)
             name = "TimeoutError" if late else next(n for kind, n in NETWORK_ERRORS.items() if isinstance(error, kind))
-            detail = f"{url} gave no answer in {timeout:g} s" if name == "TimeoutError" else f"{url} {str(error)[:200]}"
-            raise Transient(name, detail) from None
+            raise Transient(name, f"no answer in {timeout:g} s" if late else str(error)[:200]) from None
         finally:
             if watchdog:
                 watchdog.cancel()
@@ -708,7 +713,7 @@ def print_table(rows: list[dict], total: int) -> None:
     harsh = sum(row["answer_right"] and not row["correct"] for row in judged)
     lenient = sum(row["correct"] and not row["answer_right"] for row in judged)
     n = len(judged) or math.nan                                 # a share of nothing is nan
-    for name, value in [("judged", f"{len(judged)} of {total}"), *((f"failed: {k}", v) for k, v in failed.items()),
+    for name, value in [("judged", f"{len(judged)} of {total}"), *((f"failed: {k}", v) for k, v in failed.most_common()),
                         ("reward, mean", f"{sum(row['correct'] for row in judged) / n:.3f}"),
                         ("answer right by rule", f"{right / n:.3f}"),
                         ("judge and rule agree", f"{1 - (harsh + lenient) / n:.3f}"),
