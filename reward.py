@@ -443,8 +443,8 @@ class OpenAIChat:
     urls          one or several, with commas between; a call goes to the one with the fewest calls in flight
     model         "" = the only one that is served
     timeout       seconds for one attempt, however slowly bytes dribble in
-    tries         attempts, after errors of the moment: time-out, reset, 408, 409, 425, 429, 5xx, broken body.  Any other
-                  error is raised at once: JudgeError with the server's words
+    tries         attempts, after errors of the moment: time-out, reset, 408, 409, 425, 429, 5xx, broken body; any
+                  other error is raised at once, a JudgeError with the server's words
     backoff       a pause is drawn from 0 .. min(max_wait, backoff * 2^attempt) seconds (exponential, full jitter); a
                   Retry-After in seconds is respected up to max_wait
     structured    ask for VERDICT_SCHEMA; off for servers without structured output
@@ -664,11 +664,12 @@ def verdicts_so_far(out: Path, digests: dict[str, str]) -> list[dict]:
     for number, line in enumerate(out.read_bytes().split(b"\n")[:-1] if out.exists() else [], start=1):
         try:
             row = json.loads(line)
-            if row["digest"] != digests.get(row["name"]):
-                raise DataError(f"{out}:{number}: is of other responses, model or context: choose another --out")
-        except (ValueError, LookupError, TypeError) as error:
-            raise error if isinstance(error, DataError) else DataError(f"{out}:{number}: not a verdict") from None
-        rows += [row] if row["status"] == VerdictStatus.JUDGED else []
+            known, judged = row["digest"] == digests.get(row["name"]), row["status"] == VerdictStatus.JUDGED
+        except (ValueError, LookupError, TypeError):
+            raise DataError(f"{out}:{number}: not a verdict") from None
+        if not known:
+            raise DataError(f"{out}:{number}: is of other responses, model or context: choose another --out")
+        rows += [row] if judged else []
     beside = out.with_name(f".{out.name}.{os.getpid()}")
     beside.write_text("".join(json.dumps(row) + "\n" for row in rows))
     os.replace(beside, out)
@@ -680,8 +681,9 @@ def judge_file(args: argparse.Namespace) -> None:
     chat = OpenAIChat(args.url, args.model, args.timeout, structured=not args.no_schema)
     chat.check()
     verifier, start, lock = Verifier(chat, args.context, args.concurrency), time.monotonic(), threading.Lock()
-    digests = {name: hashlib.sha256(f"{chat.model} {judge_messages(*item, args.context)}".encode()).hexdigest()[:16]
-               for name, item in items.items()}
+    prompts = {name: judge_messages(*item, args.context)[0]["content"][-1]["text"] for name, item in items.items()}
+    digests = {name: hashlib.sha256(f"{chat.model}\n{prompt}".encode()).hexdigest()[:16]
+               for name, prompt in prompts.items()}
     out = args.out or args.responses.with_suffix(".verdicts.jsonl")
     rows = verdicts_so_far(out, digests)
 
@@ -713,7 +715,8 @@ def print_table(rows: list[dict], total: int) -> None:
     harsh = sum(row["answer_right"] and not row["correct"] for row in judged)
     lenient = sum(row["correct"] and not row["answer_right"] for row in judged)
     n = len(judged) or math.nan                                 # a share of nothing is nan
-    for name, value in [("judged", f"{len(judged)} of {total}"), *((f"failed: {k}", v) for k, v in failed.most_common()),
+    for name, value in [("judged", f"{len(judged)} of {total}"),
+                        *((f"failed: {error}", count) for error, count in failed.most_common()),
                         ("reward, mean", f"{sum(row['correct'] for row in judged) / n:.3f}"),
                         ("answer right by rule", f"{right / n:.3f}"),
                         ("judge and rule agree", f"{1 - (harsh + lenient) / n:.3f}"),

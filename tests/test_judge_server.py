@@ -333,6 +333,11 @@ def test_failed_verdicts_are_shown_by_name_and_asked_for_again_next_time(server,
 
     status, _, told = command(monkeypatch, capsys, "--url", server.url, "--responses", file, "--context", "answer")
     assert status == 2 and f"{out}:1: is of other responses, model or context" in told
+    monkeypatch.chdir(tmp_path)                                              # the same file under another path
+    assert command(monkeypatch, capsys, "--url", server.url, "--responses", "responses.jsonl")[0] == 0
+    (tmp_path / "notes").write_text('{"name": "1"}\n')
+    status, _, told = command(monkeypatch, capsys, "--url", server.url, "--responses", file, "--out", "notes")
+    assert status == 2 and told == "error: notes:1: not a verdict"
 
 
 def test_a_killed_session_loses_nothing(server, tmp_path, monkeypatch, capsys):
