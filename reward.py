@@ -308,7 +308,8 @@ class Verifier:
     If more than `max_failed_share` of the last `window` verdicts failed, VerifierUnreliable is raised at once: by
     n = floor(max_failed_share * window) + 1 failures, also before the window is full.  A dead judge is therefore asked
     for at most n + concurrency - 1 verdicts, `attempts` calls each, and for at most
-    (ceil(n / concurrency) + 1) * attempts * (longest seconds of a call: chat.max_seconds) seconds.
+    (ceil(n / concurrency) + 1) * attempts * (longest seconds of a call: chat.max_seconds) seconds.  (Batches are asked
+    for whole.)
     """
 
     METRICS = ("verdicts", "by_rule", "calls", "asked_again", "failed", "leaked", "seconds", "http_retries",
@@ -371,8 +372,9 @@ class Verifier:
 
     def _read(self, query: Query, response: str, output: str | Exception) -> Verdict:
         if isinstance(output, Exception):
-            self.last_error = str(output) or type(output).__name__
-            return Verdict.failed(output.name if isinstance(output, JudgeError) else type(output).__name__)
+            kind = type(output).__name__
+            self.last_error = str(output) or kind
+            return Verdict.failed(isinstance(output, JudgeError) and output.name or kind)
         verdict = parse_verdict(output, response)
         if verdict.status is VerdictStatus.FAILED:
             self.last_error = verdict.error
@@ -407,12 +409,12 @@ class Verifier:
     def metrics(self) -> dict[str, float]:
         """What was counted since the last call of this method.  Always the same keys, so ranks can be summed.
 
-        seconds: of all calls, which run side by side.  Retries and tokens are those of a backend that counts them.
+        seconds: of all calls, which run side by side.  The last three are 0 if the backend has no `counts` of them.
         """
         with self.lock:
             now = {name: float(self.counts[name]) for name in self.METRICS}
-            for name, count in getattr(self.chat, "counts", {}).items():
-                now[name] += count
+            for name in self.METRICS[-3:]:
+                now[name] = float(getattr(self.chat, "counts", {}).get(name, 0))
             since = {f"judge/{name}": now[name] - self.reported.get(name, 0.0) for name in self.METRICS}
             self.reported = now
         return since
@@ -420,6 +422,9 @@ class Verifier:
 
 # ----------------------------------------------------------------------------------------- the servers of a judge
 
+NETWORK_ERRORS = {TimeoutError: "TimeoutError", ConnectionRefusedError: "connection refused",      # the first that fits
+                  ConnectionError: "connection reset", OSError: "cannot connect", IncompleteRead: "half an answer",
+                  HTTPException: "not an HTTP answer"}
 IMAGE_FORMATS = {"png": rb"\x89PNG", "jpeg": rb"\xff\xd8\xff", "gif": rb"GIF8", "webp": rb"RIFF....WEBP", "bmp": rb"BM"}
 
 
@@ -435,20 +440,27 @@ def data_url(image: str | bytes) -> str:
 class OpenAIChat:
     """chat(messages) -> text by OpenAI-compatible servers, such as `vllm serve Qwen/Qwen3-VL-32B-Instruct`.
 
-    `urls`: one or several, with commas between; each call goes to the one with the fewest calls in flight.  Without a
-    `model` it is the only one served.  An attempt ends after `timeout` seconds, however slowly bytes dribble in.  After
-    an error of the moment (time-out, reset, 408, 409, 425, 429, 5xx, broken body) up to `tries` attempts are made, with
-    pauses drawn from 0 .. min(max_wait, backoff * 2^attempt) seconds (exponential back-off, full jitter) or Retry-After
-    (seconds, at most max_wait).  Other errors are raised at once: JudgeError with the server's words.
-    `structured`: ask for VERDICT_SCHEMA; off for servers without structured output.  `log`: JSONL, a row per call.
-    The environment's OPENAI_API_KEY is sent if it is set; its proxies are not used.
+    urls          one or several, with commas between; a call goes to the one with the fewest calls in flight
+    model         "" = the only one that is served
+    timeout       seconds for one attempt, however slowly bytes dribble in
+    tries         attempts, after errors of the moment: time-out, reset, 408, 409, 425, 429, 5xx, broken body; any
+                  other error is raised at once, a JudgeError with the server's words
+    backoff       a pause is drawn from 0 .. min(max_wait, backoff * 2^attempt) seconds (exponential, full jitter); a
+                  Retry-After in seconds is respected up to max_wait
+    structured    ask for VERDICT_SCHEMA; off for servers without structured output
+    log           JSONL file, one row per call
+
+    The environment's OPENAI_API_KEY is sent if it is set; its proxies are not used.  A judge that writes blanks until
+    max_tokens is cured by the server: --structured-outputs-config '{"disable_any_whitespace": true, "backend":
+    "xgrammar"}' for vLLM.
     """
 
     def __init__(self, urls: str, model: str = "", timeout: float = 120.0, tries: int = 4, backoff: float = 1.0,
                  max_wait: float = 30.0, max_tokens: int = 2048, structured: bool = True, log: str = ""):
         self.urls = [url.strip().rstrip("/") for url in urls.split(",")]
         for i, url in enumerate(self.urls):
-            if not re.fullmatch(r"https?://([\w.-]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?(/[\w./~-]*)?", url):
+            form = re.fullmatch(r"https?://(?:[\w.-]+|\[[0-9a-fA-F:.]+\])(?::(\d{1,5}))?(?:/[\w./~-]*)?", url)
+            if not form or int(form[1] or 0) > 65535:
                 raise JudgeError("bad URL", f"{url!r} is not like http://host:8000 or https://host/v1")
             if not urlsplit(url).path:
                 self.urls[i] = f"{url}/v1"
@@ -483,13 +495,7 @@ class OpenAIChat:
         with self.starting:
             if not self.model:
                 self.check()
-        body = json.dumps({
-            "model": self.model, "temperature": 0, "max_tokens": self.max_tokens, "messages": [
-                message | {"content": [{"type": "image_url", "image_url": {"url": data_url(part["image"])}}
-                                       if part["type"] == "image" else part for part in message["content"]]}
-                for message in messages],
-            **({"response_format": {"type": "json_schema", "json_schema": {
-                "name": "verdict", "strict": True, "schema": VERDICT_SCHEMA}}} if self.structured else {})}).encode()
+        body = self._request(messages)
         row, start = {"time": time.time(), "prompt_tokens": 0, "completion_tokens": 0}, time.monotonic()
         for attempt in range(self.tries):
             url, text, error = self._take(), None, None
@@ -516,6 +522,16 @@ class OpenAIChat:
             raise error
         return text
 
+    def _request(self, messages: list[dict]) -> bytes:
+        def part(p: dict) -> dict:
+            return p if p["type"] == "text" else {"type": "image_url", "image_url": {"url": data_url(p["image"])}}
+        request = {"model": self.model, "temperature": 0, "max_tokens": self.max_tokens,
+                   "messages": [m | {"content": [part(p) for p in m["content"]]} for m in messages]}
+        if self.structured:
+            request["response_format"] = {"type": "json_schema", "json_schema": {
+                "name": "verdict", "strict": True, "schema": VERDICT_SCHEMA}}
+        return json.dumps(request).encode()
+
     def _take(self) -> str:
         with self.lock:
             now = time.monotonic()
@@ -537,9 +553,8 @@ class OpenAIChat:
         """Body of the answer if its status is 200; else JudgeError, Transient if it may go away by itself."""
         timeout, parts = min(timeout, self.timeout), urlsplit(url + path)
         deadline = time.monotonic() + timeout
-        headers = {"Content-Type": "application/json", "Connection": "close"}
-        if os.environ.get("OPENAI_API_KEY"):
-            headers["Authorization"] = f"Bearer {os.environ['OPENAI_API_KEY']}"
+        key = os.environ.get("OPENAI_API_KEY", "").strip()
+        headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
         connection = (HTTPSConnection if parts.scheme == "https" else HTTPConnection)(
             parts.hostname, parts.port, timeout=timeout)
         watchdog = None
@@ -554,13 +569,9 @@ class OpenAIChat:
             if time.monotonic() >= deadline:
                 raise TimeoutError
         except (OSError, HTTPException) as error:
-            name = ("TimeoutError" if isinstance(error, TimeoutError) or time.monotonic() >= deadline else
-                    "connection refused" if isinstance(error, ConnectionRefusedError) else
-                    "connection reset" if isinstance(error, ConnectionError) else
-                    "half an answer" if isinstance(error, IncompleteRead) else
-                    "not an HTTP answer" if isinstance(error, HTTPException) else "cannot connect")
-            detail = f"{url} gave no answer in {timeout:g} s" if name == "TimeoutError" else f"{url} {str(error)[:200]}"
-            raise Transient(name, detail) from None
+            late = time.monotonic() >= deadline or isinstance(error, TimeoutError)
+            name = "TimeoutError" if late else next(n for kind, n in NETWORK_ERRORS.items() if isinstance(error, kind))
+            raise Transient(name, f"no answer in {timeout:g} s" if late else str(error)[:200]) from None
         finally:
             if watchdog:
                 watchdog.cancel()
@@ -636,7 +647,7 @@ def load_responses(path: Path) -> dict[str, tuple[Query, str]]:
             problem = f"{error} is missing" if isinstance(error, KeyError) else error
             raise DataError(f"{path}:{number}: not a query with a response ({problem})") from None
         for name, text in [*((name, row[name]) for name in REQUIRED), *(("response", text) for text in texts.values())]:
-            if not isinstance(text, str):
+            if not isinstance(text, str) or text != text.encode("utf-8", "replace").decode():
                 raise DataError(f"{path}:{number}: '{name}' is not a text")
         for image in query.images:
             if not Path(image).is_file():
@@ -653,11 +664,12 @@ def verdicts_so_far(out: Path, digests: dict[str, str]) -> list[dict]:
     for number, line in enumerate(out.read_bytes().split(b"\n")[:-1] if out.exists() else [], start=1):
         try:
             row = json.loads(line)
-            if row["digest"] != digests.get(row["name"]):
-                raise DataError(f"{out}:{number}: is of other responses, model or context: choose another --out")
-        except (ValueError, LookupError, TypeError) as error:
-            raise error if isinstance(error, DataError) else DataError(f"{out}:{number}: not a verdict") from None
-        rows += [row] if row["status"] == VerdictStatus.JUDGED else []
+            known, judged = row["digest"] == digests.get(row["name"]), row["status"] == VerdictStatus.JUDGED
+        except (ValueError, LookupError, TypeError):
+            raise DataError(f"{out}:{number}: not a verdict") from None
+        if not known:
+            raise DataError(f"{out}:{number}: is of other responses, model or context: choose another --out")
+        rows += [row] if judged else []
     beside = out.with_name(f".{out.name}.{os.getpid()}")
     beside.write_text("".join(json.dumps(row) + "\n" for row in rows))
     os.replace(beside, out)
@@ -669,8 +681,9 @@ def judge_file(args: argparse.Namespace) -> None:
     chat = OpenAIChat(args.url, args.model, args.timeout, structured=not args.no_schema)
     chat.check()
     verifier, start, lock = Verifier(chat, args.context, args.concurrency), time.monotonic(), threading.Lock()
-    digests = {name: hashlib.sha256(f"{chat.model} {judge_messages(*item, args.context)}".encode()).hexdigest()[:16]
-               for name, item in items.items()}
+    prompts = {name: judge_messages(*item, args.context)[0]["content"][-1]["text"] for name, item in items.items()}
+    digests = {name: hashlib.sha256(f"{chat.model}\n{prompt}".encode()).hexdigest()[:16]
+               for name, prompt in prompts.items()}
     out = args.out or args.responses.with_suffix(".verdicts.jsonl")
     rows = verdicts_so_far(out, digests)
 
@@ -702,7 +715,8 @@ def print_table(rows: list[dict], total: int) -> None:
     harsh = sum(row["answer_right"] and not row["correct"] for row in judged)
     lenient = sum(row["correct"] and not row["answer_right"] for row in judged)
     n = len(judged) or math.nan                                 # a share of nothing is nan
-    for name, value in [("judged", f"{len(judged)} of {total}"), *((f"failed: {k}", v) for k, v in failed.items()),
+    for name, value in [("judged", f"{len(judged)} of {total}"),
+                        *((f"failed: {error}", count) for error, count in failed.most_common()),
                         ("reward, mean", f"{sum(row['correct'] for row in judged) / n:.3f}"),
                         ("answer right by rule", f"{right / n:.3f}"),
                         ("judge and rule agree", f"{1 - (harsh + lenient) / n:.3f}"),

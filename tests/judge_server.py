@@ -63,10 +63,11 @@ class JudgeServer(ThreadingHTTPServer):
     request_queue_size = 128
 
     def __init__(self, port: int = 0, misbehave: float = 0.0, modes=MODES, delay=(0.0, 0.0), seed: int = 0,
-                 hang: float = 60.0, times: float = float("inf"), models=(MODEL,)):
+                 hang: float = 60.0, times: float = float("inf"), models=(MODEL,),
+                 retry_after: int = 1):
         super().__init__(("127.0.0.1", port), Handler)
         self.misbehave, self.modes, self.delay, self.seed, self.hang = misbehave, modes, delay, seed, hang
-        self.times, self.models = times, models
+        self.times, self.models, self.retry_after = times, models, retry_after
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.stats, self.seen, self.lock, self.in_flight = Counter(), Counter(), threading.Lock(), 0
         self.requests: list[dict] = []                              # as received, for tests
@@ -124,12 +125,10 @@ class Handler(BaseHTTPRequestHandler):
         mode = rng.choice(server.modes) if before < server.times and rng.random() < server.misbehave else "sound"
         with server.lock:
             server.stats[mode] += 1
-        try:
-            time.sleep(rng.uniform(*server.delay))
-            self.answer(json.loads(body), mode)
-        finally:
-            with server.lock:
-                server.in_flight -= 1
+        time.sleep(rng.uniform(*server.delay))
+        with server.lock:                                           # before the answer: its reader may call at once
+            server.in_flight -= 1
+        self.answer(json.loads(body), mode)
 
     def answer(self, request: dict, mode: str) -> None:
         if request.get("model") != MODEL:
@@ -167,7 +166,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.write(b"HTTP/1.1 200 OK\r\n" if i == 0 else f"X-{i}: y\r\n".encode())
                 time.sleep(0.05)
         elif mode == "429":
-            self.reply(429, {"error": {"message": "too many requests"}}, Retry_After="1")
+            self.reply(429, {"error": {"message": "too many requests"}}, Retry_After=str(self.server.retry_after))
         elif mode.isdigit():
             self.reply(int(mode), {"error": {"message": "CUDA error:\n out of memory, " + 300 * "x"}})
         elif mode == "empty":
