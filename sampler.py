@@ -353,6 +353,8 @@ class VLLMEngine:
             generation_config="vllm",                  # no top_p, top_k or penalty of the checkpoint's
             logprobs_mode="processed_logprobs",        # of the distribution sampled from: temperature, forbidden ids
             limit_mm_per_prompt={"video": 0},
+            # JSON without blanks of its own choice: a small model can go on writing them until it runs out of tokens.
+            structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
             # Pictures arrive at their final size (Processor.picture); the bounds only say how much memory they need.
             mm_processor_kwargs={"do_resize": False, "size": dict(processor.image_processor.size)}, **device)
         self.engine, self.asleep = self.llm.llm_engine, False

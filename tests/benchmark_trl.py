@@ -94,7 +94,7 @@ def work_ours(args, rows: list[dict], longest: int, wait, answer) -> None:
     step, sampling, one_forward = 0, count_positions(policy.model), count_positions(policy.reference)
     while wait():
         step += 1
-        sampling.clear(), one_forward.clear(), processor.pixels.cache_clear()
+        sampling.clear(), one_forward.clear(), processor.picture.cache_clear(), processor.pixels.cache_clear()
         began = time.perf_counter()
         prompts = [processor.prompt(q) for q in queries]
         sampler.stage1(engine, prompts, [q.id for q in queries], GROUP, (0, step))

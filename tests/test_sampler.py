@@ -107,7 +107,7 @@ def test_status_length_and_text(policy, processor, prompts):
         assert processor.eos_id not in s.ids[:-1] and len(s.ids) == len(s.logprobs)
         assert ended or len(s.ids) == 9
         assert s.text == processor.decode(s.ids) and "<|im_end|>" not in s.text
-    assert {s.status for s in samples} == set(SampleStatus)
+    assert {s.status for s in samples} == {SampleStatus.COMPLETED, SampleStatus.TRUNCATED}
     assert any(len(s.ids) < 9 for s in samples)
     assert policy.model.training                                             # left as it was found
 
