@@ -37,9 +37,10 @@ import toy
 from config import Config, UsageError, first_line, read_config
 from data import DataError, Processor, Prompt, Query, batch_order, load_queries
 from eval import measure, summarise, table
+from judge import OpenAIChat
 from policy import Policy, all_gather, all_sum, model_fingerprint
 from report import write_report
-from reward import VERDICT_SCHEMA, JudgeError, OpenAIChat, Verdict, Verifier, VerifierUnreliable
+from reward import VERDICT_SCHEMA, JudgeError, Verdict, Verifier, VerifierUnreliable
 from runs import Rollout, Run, read_recording, record, replay, statistics, write_atomic
 from sampler import EngineChat, HFEngine, Sample, VLLMEngine
 
@@ -76,7 +77,7 @@ def judge_servers(config: Config, run: Run) -> OpenAIChat | None:
     return chat
 
 
-def build_verifiers(config: Config, queries: list[Query], chat, engine):
+def build_verifiers(config: Config, run: Run, queries: list[Query], chat, engine):
     """-> (verifier of training, verifier of evaluation: always the full solution, and exact where that exists)."""
     stranger = next((q for q in queries if not toy.FACTS <= set(q.facts)), None)
     if config.verifier == "toy":
@@ -88,8 +89,9 @@ def build_verifiers(config: Config, queries: list[Query], chat, engine):
                            config.max_context, config.tensor_parallel, config.engine_memory, schema=VERDICT_SCHEMA)
         chat = EngineChat(judge, engine)
     settings = {"concurrency": config.judge_concurrency, "max_failed_share": config.judge_max_failed}
-    return (Verifier(chat, config.verifier_context, **settings),
-            Verifier(chat, "solution", **settings) if stranger else toy.ToyVerifier("solution"))
+    verifier = Verifier(chat, config.verifier_context, **settings)
+    run.print(f"verifier {config.verifier}: {verifier.stops_after()}")
+    return verifier, Verifier(chat, "solution", **settings) if stranger else toy.ToyVerifier("solution")
 
 
 # What transformers raises on folders that are not a complete checkpoint of a vision-language model.
@@ -291,7 +293,9 @@ def train(config: Config) -> Path:
     for query in [*queries, *heldout]:
         processor.check(query)
     engine = build_engine(config, processor, policy) if samples else None
-    verifier, exact_verifier = build_verifiers(config, [*queries, *heldout], judge, engine) if samples else (None, None)
+    verifier, exact_verifier = None, None
+    if samples:
+        verifier, exact_verifier = build_verifiers(config, run, [*queries, *heldout], judge, engine)
     run.open(config)
 
     def evaluate(temperature: float = 1.0) -> dict:

@@ -4,6 +4,7 @@ Guards against: a failure that becomes a 0.0, or goes uncounted; a call or a run
 that is changed on its way to the judge; a judged file that loses rows or mixes verdicts of two judges.
 """
 
+import base64
 import io
 import json
 import math
@@ -27,7 +28,8 @@ import reward
 import runs
 import toy
 from data import save_queries
-from reward import VERDICT_SCHEMA, JudgeError, OpenAIChat, VerdictStatus, Verifier, VerifierUnreliable, data_url
+from judge import OpenAIChat, data_url
+from reward import VERDICT_SCHEMA, JudgeError, VerdictStatus, Verifier, VerifierUnreliable
 from sampler import Sample, SampleStatus
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -115,7 +117,7 @@ def test_pictures_travel_byte_for_byte_under_their_own_format(name, tmp_path):
     (tmp_path / "misnamed.png").write_bytes(out.getvalue())
     for image in (out.getvalue(), str(tmp_path / "misnamed.png")):
         head, _, body = data_url(image).partition(",")
-        assert head == f"data:image/{name};base64" and reward.base64.b64decode(body) == out.getvalue()
+        assert head == f"data:image/{name};base64" and base64.b64decode(body) == out.getvalue()
 
 
 def test_a_picture_of_no_known_format_is_a_failed_verdict(server):

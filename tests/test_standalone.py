@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # The import of each component -> what must lie beside it.
 NEEDS = {"data": [], "sampler": ["data"], "reward": ["data"], "grpo": [], "policy": ["data", "grpo"],
          "toy": ["data", "reward"], "eval": ["data", "reward", "sampler"], "report": [], "experiments": [],
-         "config": ["policy", "grpo", "data"], "runs": ["config", "data", "grpo", "policy", "reward", "sampler"]}
+         "judge": ["data", "reward", "sampler"], "config": ["policy", "grpo", "data"],
+         "runs": ["config", "data", "grpo", "policy", "reward", "sampler"]}
 
 BLOCKED_IMPORT = """
 import sys
