@@ -110,8 +110,7 @@ def two_stages(engine, processor: Processor, prompts_P: list[Prompt], ids_P: lis
     A response is judged while others are still being written, and a group's retries join the batch with its last
     verdict.  The seeds are those of stage1() and stage2(), so are the samples.
 
-    judge(p, sample) -> verdict             called in one of `workers` threads, on the leader only; its exceptions are
-                                            raised here, on all ranks of a tensor-parallel group
+    judge(p, sample) -> verdict             in one of `workers` threads of the leader; exceptions end it on all ranks
     retry_reports(verdicts_G) -> reports    one text per member, or None: no stage 2 for this group
     """
     samples, verdicts, errors = {}, {}, {}              # by key (stage, p, k)
@@ -120,16 +119,15 @@ def two_stages(engine, processor: Processor, prompts_P: list[Prompt], ids_P: lis
     def add(stage: int, p: int, k: int, prompt: Prompt) -> None:
         engine.add((stage, p, k), prompt, seed_of(*seed_key, ids_P[p], f"stage{stage}", k))
 
-    def news(wait: bool) -> list[tuple]:
-        """(key, verdict, what went wrong) of all that were judged since; waits for the first one if there is nothing
-        else to do: asking again and again would take the judges' time."""
+    def news() -> list[tuple]:
+        """(key, verdict, what went wrong) of all judged since; an idle engine waits for one, without asking again."""
         found = []
-        while pending and (wait and not found or not judged.empty()):
+        while not judged.empty() or not (found or engine.busy):
             key, future = judged.get()
-            error = future.exception()
-            if error is not None:
-                errors[key] = error
-            found.append((key, None if error else future.result(), error and f"judge of {ids_P[key[1]]}: {error!r}"))
+            if errors.setdefault(key, future.exception()) is None:
+                found.append((key, future.result(), ""))
+            else:
+                found.append((key, None, f"judge of {ids_P[key[1]]}: {errors[key]!r}"))
         return found
 
     pool = ThreadPoolExecutor(workers)
@@ -146,20 +144,19 @@ def two_stages(engine, processor: Processor, prompts_P: list[Prompt], ids_P: lis
                     if engine.leader:
                         pool.submit(judge, key[1], sample).add_done_callback(
                             lambda future, key=key: judged.put((key, future)))
-            # All ranks of a tensor-parallel group must add the same requests before the same step: the leader's list
-            # decides.  Every 8th step: soon enough against a judge's seconds, rare enough to cost nothing.
+            # All ranks of a replica must add the same requests before the same step: the leader's list decides.
+            # Every 8th step: soon enough against a judge's seconds, rare enough to cost nothing.
             if not pending or engine.busy and steps % 8:
                 continue
-            for key, verdict, failed in engine.share(news(wait=not engine.busy) if engine.leader else None):
+            for key, verdict, failed in engine.share(news() if engine.leader else None):
                 if failed:
                     raise errors.get(key) or RuntimeError(failed)
                 verdicts[key] = verdict
                 pending.remove(key)
                 stage, p, _ = key
-                group = [(1, p, k) for k in range(group_size)]
-                if stage == 1 and all(member in verdicts for member in group):
-                    reports_G = retry_reports([verdicts[member] for member in group])
-                    for k, report in enumerate(reports_G or []):
+                verdicts_G = [verdicts[1, p, k] for k in range(group_size) if (1, p, k) in verdicts]
+                if stage == 1 and len(verdicts_G) == group_size:
+                    for k, report in enumerate(retry_reports(verdicts_G) or []):
                         add(2, p, k, processor.follow_up(prompts_P[p], samples[1, p, k].ids, retry_message(report)))
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -316,21 +313,21 @@ class VLLMEngine:
 
     `tensor_parallel` ranks in a row hold one model together; they must make the same calls in the same order.
     `memory_share` of the device is the engine's while it is awake.  A prompt is sampled if it leaves max_new_tokens
-    of `max_context`, else its samples are TOO_LONG.  With `schema` every answer is JSON of that schema.
+    of `max_context`, else its samples are TOO_LONG.  With `schema` every answer is JSON of that schema.  One engine of
+    a process can sleep (vLLM's CUDA allocator knows one only); a second one, a judge, needs sleeps=False.
     """
 
     def __init__(self, model: str, processor: Processor, temperature: float = 1.0, max_new_tokens: int = 32,
                  max_context: int = 4096, tensor_parallel: int = 1, memory_share: float = 0.5, max_rows: int = 256,
-                 dtype: str = "auto", schema: dict | None = None):
+                 dtype: str = "auto", schema: dict | None = None, sleeps: bool = True):
         cuda = torch.cuda.is_available()
-        own = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}       # the engine lives in here
-        cpu = {"VLLM_CPU_KVCACHE_SPACE": "1"}
-        for name, value in (own if cuda else own | cpu).items():
+        for name, value in [("VLLM_ENABLE_V1_MULTIPROCESSING", "0"), ("VLLM_LOGGING_LEVEL", "ERROR"),
+                            ("VLLM_CPU_KVCACHE_SPACE", "1")]:
             os.environ.setdefault(name, value)
         from vllm import LLM
 
-        self.processor, self.schema, self.max_context = processor, schema, max_context
-        self.temperature, self.max_new_tokens = temperature, max_new_tokens
+        self.processor, self.schema, self.sleeps = processor, schema, sleeps
+        self.temperature, self.max_new_tokens, self.max_context = temperature, max_new_tokens, max_context
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         if world % tensor_parallel:
             raise ValueError(f"{world} process(es) cannot form groups of {tensor_parallel}: start with torchrun")
@@ -342,7 +339,7 @@ class VLLMEngine:
                       for first in range(0, world, tensor_parallel)]
             self.group = groups[self.replica]
         # On CPU a seeded request whose prefill is split over steps cannot rewind its generator: prompts stay whole.
-        device = {"gpu_memory_utilization": memory_share, "enable_sleep_mode": True} if cuda else {
+        device = {"gpu_memory_utilization": memory_share, "enable_sleep_mode": sleeps} if cuda else {
             "enforce_eager": True, "block_size": 32, "enable_chunked_prefill": False,
             "max_num_batched_tokens": max(max_context, max_rows)}
         # Keep this reference until the process ends: a deleted LLM destroys the default process group.
@@ -357,9 +354,9 @@ class VLLMEngine:
             structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
             # Pictures arrive at their final size (Processor.picture); the bounds only say how much memory they need.
             mm_processor_kwargs={"do_resize": False, "size": dict(processor.image_processor.size)}, **device)
-        self.engine, self.asleep = self.llm.llm_engine, False
-        self.keys, self.finished, self.added = {}, [], 0                # request name -> key; done without the engine
-        self.rendered = (None, None)                                    # the last prompt, and vLLM's form of it
+        self.engine, self.asleep = self.llm.llm_engine, []
+        self.keys, self.finished, self.added = {}, [], 0           # request name -> key; done without the engine
+        self.rendered = (None, None)                               # the last prompt, and vLLM's form of it
 
     # ------------------------------------------------------------------------------------------------ samples
 
@@ -368,8 +365,7 @@ class VLLMEngine:
         return bool(self.finished) or self.engine.has_unfinished_requests()
 
     def add(self, key: tuple, prompt: Prompt, seed: int, temperature: float | None = None) -> None:
-        """Queues one sample, also while others are running; step() hands it out under its key.  Wakes the engine:
-        nothing else can be meant, and all ranks of a replica do the same."""
+        """Queues one sample, also while others are running.  Wakes the engine: nothing else can be meant."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
@@ -384,8 +380,8 @@ class VLLMEngine:
             max_tokens=self.max_new_tokens, logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY,
             # ignore_eos and then our own: generation_config.json may name further ids that end a response.
             ignore_eos=True, stop_token_ids=[self.processor.eos_id],
-            # The one mask that both of vLLM's model runners know (up to 1024 ids; a list of allowed ids may not be
-            # longer either).  -inf, where its HTTP server clamps to -100: impossible, and renormalised.
+            # The one mask that both of vLLM's model runners take for a real vocabulary (up to 1024 ids, as many as a
+            # list of ALLOWED ids may have).  -inf is impossible at any temperature; its HTTP server clamps at -100.
             logit_bias=dict.fromkeys(self.processor.forbidden_ids, -math.inf),
             structured_outputs=StructuredOutputsParams(json=self.schema) if self.schema else None)
         name = str(self.added)
@@ -469,7 +465,7 @@ class VLLMEngine:
                 names.add(name)
                 yield name, weight
 
-        self.wake(["weights"])
+        self.wake("weights")
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": watched()})
         if "lm_head.weight" not in names:
             raise ValueError("lm_head.weight is missing (named_parameters() leaves out a tied head)")
@@ -482,26 +478,25 @@ class VLLMEngine:
         self.rendered = (None, None)
 
     def sleep(self) -> None:
-        """Weights to host memory, keys and values forgotten (level 1).  Frees nothing on CPU."""
+        """Weights to host memory, keys and values forgotten (level 1; level 2 corrupts).  Frees nothing on CPU."""
         if self.busy:
             raise RuntimeError("sleep() while samples are running")
-        if not self.asleep:
+        if self.sleeps and not self.asleep:
             self.llm.sleep(level=1)
-            self.asleep = True
+            self.asleep = ["weights", "kv_cache"]
 
-    def wake(self, tags: list[str] | None = None) -> None:
-        """Takes the memory back; with tags only part of it.  Nothing happens if it is awake."""
-        if self.asleep:
-            self.llm.wake_up(tags)
-            self.asleep = tags is not None
+    def wake(self, *parts: str) -> None:
+        """Takes back the memory, or only the named parts of it; what is awake must not be woken twice."""
+        for part in [part for part in self.asleep if part in parts or not parts]:
+            self.llm.wake_up([part])
+            self.asleep.remove(part)
 
 
 class EngineChat:
-    """A judge model in this process, for reward.py.  Two engines share the device by sleeping in turn."""
+    """A judge model in this process: an engine of its own, beside the policy's, as a chat client for reward.py."""
 
-    def __init__(self, engine: VLLMEngine, policy_engine: VLLMEngine):
-        self.engine, self.policy_engine = engine, policy_engine
-        engine.sleep()
+    def __init__(self, engine: VLLMEngine):
+        self.engine = engine
 
     def batch(self, conversations: list[list[dict]]) -> list[str | Exception]:
         """One greedy answer to each [{"role": "user", "content": [image parts..., text parts...]}], in order."""
@@ -516,15 +511,11 @@ class EngineChat:
                 out.append(None)
             except (DataError, OSError) as error:
                 out.append(error)
-        self.policy_engine.sleep()
         samples = iter(self.engine.generate(requests, temperature=0.0))
-        self.engine.sleep()
-        self.policy_engine.wake()
-        for i, error in enumerate(out):
-            if error is None:
-                sample, = next(samples)
-                too_long = sample.status is SampleStatus.TOO_LONG
-                out[i] = DataError("prompt longer than the judge's context") if too_long else sample.text
+        for i in [i for i, error in enumerate(out) if error is None]:
+            sample, = next(samples)
+            out[i] = (DataError("prompt longer than the judge's context")
+                      if sample.status is SampleStatus.TOO_LONG else sample.text)
         return out
 
 

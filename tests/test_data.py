@@ -6,13 +6,15 @@ query's picture under another's name, rows that are read wrongly instead of refu
 
 import io
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import response_logprobs
 from PIL import Image
 
-from conftest import response_logprobs
 from data import DataError, Processor, Query, batch_order, load_queries, save_queries
 
 
@@ -56,6 +58,36 @@ def test_one_placeholder_for_each_image_feature(policy, processor, prompt_of, si
     batch = processor.pixel_batch(prompt.images)
     features = policy.model.model.get_image_features(batch["pixel_values"], batch["image_grid_thw"]).pooler_output
     assert prompt.ids.count(processor.image_id) == sum(len(f) for f in features)
+
+
+def test_a_picture_is_resized_once(checkpoint, picture):
+    """picture() is what an engine with an image processor of its own gets: resized there again, it stays the same."""
+    processor = Processor(checkpoint, max_pixels=96 * 96)
+    for size in [(96, 96), (300, 211), (13, 10), (70, 131), (400, 31), (31, 1000)]:
+        with Image.open(io.BytesIO(picture(*size))) as file:
+            expected = processor.image_processor(images=[file], return_tensors="pt")
+        shown = processor.picture(picture(*size))
+        patches, (_, h, w) = processor.pixels(picture(*size))
+        assert torch.equal(patches, expected["pixel_values"]) and shown.size == (16 * w, 16 * h)
+        assert list(shown.info) == ["content"] and not shown.getexif()
+    assert processor.picture(picture(96, 96)).size == (96, 96)
+
+
+def test_a_saved_processor_is_the_same_one(checkpoint, tmp_path):
+    """Whatever file another program reads first, it finds the same image bounds; the video settings go along."""
+    source, folder = tmp_path / "source", tmp_path / "saved"
+    Processor(checkpoint).save(source)
+    shutil.copy(f"{checkpoint}/config.json", source)
+    bounds = {"image_processor": {"size": {"shortest_edge": 1024, "longest_edge": 3_000_000}},
+              "processor_class": "Qwen3VLProcessor"}
+    (source / "processor_config.json").write_text(json.dumps(bounds))
+    Processor(str(source), max_pixels=96 * 96).save(folder)
+    saved = json.loads((folder / "processor_config.json").read_text())
+    assert saved["image_processor"]["size"]["longest_edge"] == 96 * 96 and saved["processor_class"]
+    name = "video_preprocessor_config.json"
+    assert json.loads((folder / name).read_text()) == json.loads((Path(checkpoint) / name).read_text())
+    shutil.copy(f"{checkpoint}/config.json", folder)
+    assert Processor(str(folder)).image_processor.size["longest_edge"] == 96 * 96
 
 
 def test_max_pixels_bounds_the_number_of_image_tokens(checkpoint, picture):

@@ -8,8 +8,10 @@ import math
 
 import pytest
 import torch
-
 from conftest import plain_logits, response_logprobs
+
+from data import Query
+from policy import Policy
 from sampler import HFEngine, Request, Sample, SampleStatus, is_independent, retry_message, seed_of, stage1, stage2
 
 
@@ -110,6 +112,34 @@ def test_status_length_and_text(policy, processor, prompts):
     assert {s.status for s in samples} == {SampleStatus.COMPLETED, SampleStatus.TRUNCATED}
     assert any(len(s.ids) < 9 for s in samples)
     assert policy.model.training                                             # left as it was found
+
+
+def test_a_prompt_without_room_is_not_sampled(engine, policy, processor, prompts):
+    limit = policy.model.config.text_config.max_position_embeddings - engine.max_new_tokens
+    over = processor.prompt(Query("q", [], "red " * limit, "-", "-"))
+    over.ids, over.positions = over.ids[:limit + 1], over.positions[:, :limit + 1]
+    asked = requests(prompts)
+    found = engine.generate([*asked[:2], Request(over, [1, 2]), *asked[2:]])
+    assert found.pop(2) == [Sample([], [], SampleStatus.TOO_LONG, "")] * 2
+    assert [[s.ids for s in part] for part in found] == [[s.ids for s in part] for part in engine.generate(asked)]
+    assert engine.generate([Request(over, [1])])[0][0].status is SampleStatus.TOO_LONG
+
+
+def test_load_weights_copies_what_is_not_shared(engine, policy, checkpoint, processor, prompts):
+    own = {name: weight.data_ptr() for name, weight in policy.model.state_dict().items()}
+    engine.load_weights(policy.model.named_parameters())                     # the trainer's own: nothing moves
+    assert own == {name: weight.data_ptr() for name, weight in policy.model.state_dict().items()}
+    copy = HFEngine(Policy(checkpoint, processor).model, processor, max_new_tokens=9)
+    before = [s.ids for part in copy.generate(requests(prompts)) for s in part]
+    with torch.no_grad():
+        for weight in policy.model.parameters():
+            weight.mul_(1.1)
+    copy.load_weights(policy.model.named_parameters())
+    after = [s.ids for part in copy.generate(requests(prompts)) for s in part]
+    assert after == [s.ids for part in engine.generate(requests(prompts)) for s in part] != before
+    with pytest.raises(KeyError, match="no.such.weight"):
+        copy.load_weights([("no.such.weight", torch.zeros(1))])
+    assert (engine.replica, engine.replicas, engine.leader, engine.share("x")) == (0, 1, True, "x")
 
 
 def is_fair(draws: list[int], p: torch.Tensor) -> bool:

@@ -46,7 +46,7 @@ except ImportError:
 @pytest.fixture(autouse=True)
 def time_out():
     """An engine that hangs must not hang the suite."""
-    faulthandler.dump_traceback_later(150, exit=True)
+    faulthandler.dump_traceback_later(260, exit=True)
     yield
     faulthandler.cancel_dump_traceback_later()
 
@@ -299,7 +299,8 @@ def test_sleep_and_wake(engine, model, shown, prompts):
     engine.sleep(), engine.sleep()
     assert engine.asleep
     assert ids_of(engine.generate(requests(prompts))) == ids_of(expected) and not engine.asleep        # wakes itself
-    engine.wake(), engine.sleep()
+    engine.wake(), engine.sleep(), engine.wake("weights")
+    assert engine.asleep == ["kv_cache"]
     engine.load_weights(updated(model).state_dict().items())
     assert not engine.asleep
     assert gap(model, shown, prompts, engine.generate(requests(prompts))) < 1e-4
@@ -428,8 +429,9 @@ SCHEMA = {"type": "object", "properties": {"Correctness": {"type": "integer", "e
 
 
 def test_a_second_engine_is_the_judge(engine, model, shown, prompts, checkpoint, monkeypatch):
-    judge = VLLMEngine(checkpoint, Processor(checkpoint), max_new_tokens=60, max_context=400, max_rows=8, schema=SCHEMA)
-    chat = EngineChat(judge, engine)
+    judge = VLLMEngine(checkpoint, Processor(checkpoint), max_new_tokens=60, max_context=400, max_rows=8,
+                       schema=SCHEMA, sleeps=False)
+    chat = EngineChat(judge)
 
     def turn(text: str, *images) -> list[dict]:
         return [{"role": "user", "content": [{"type": "image", "image": i} for i in images]
@@ -440,7 +442,9 @@ def test_a_second_engine_is_the_judge(engine, model, shown, prompts, checkpoint,
     for answer in (answers[0], answers[3]):
         assert set(json.loads(answer)) == {"Correctness", "Mistake Report"}
     assert isinstance(answers[1], OSError) and isinstance(answers[2], ValueError)
-    assert judge.asleep and not engine.asleep
+    judge.sleep(), engine.sleep()
+    assert engine.asleep and not judge.asleep
+    assert [str(a) for a in chat.batch(conversations)] == [str(a) for a in answers]
     assert gap(model, shown, prompts, engine.generate(requests(prompts))) < 1e-4
     engine.load_weights(updated(model).state_dict().items())                   # one of the two
     assert [str(a) for a in chat.batch(conversations)] == [str(a) for a in answers]
@@ -462,7 +466,7 @@ def test_two_ranks(nasty, tensor_parallel, tmp_path):
                str(29500 + os.getpid() % 1000), __file__, nasty, str(tensor_parallel), str(tmp_path)]
     run = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
-        output, _ = run.communicate(timeout=120)
+        output, _ = run.communicate(timeout=240)
     except subprocess.TimeoutExpired:
         os.killpg(run.pid, signal.SIGKILL)
         raise
@@ -506,9 +510,9 @@ def rank_main(folder: str, tensor_parallel: int, out: Path) -> None:
     assert not engine.busy
     assert gap(model, processor, prompts, engine.generate(requests(prompts))) < 1e-4
     assert engine.share(rank) == (0 if tensor_parallel == 2 else rank)
+    samples = [sample.ids for samples_G in found[0] + found[2] for sample in samples_G]
     (out / f"{rank}.json").write_text(json.dumps({
-        "samples": [ids for ids_G in ids_of(found[0]) + ids_of(found[2]) for ids in ids_G], "replica": engine.replica, "replicas": engine.replicas,
-        "leader": engine.leader}))
+        "samples": samples, "replica": engine.replica, "replicas": engine.replicas, "leader": engine.leader}))
     dist.barrier()
 
 
