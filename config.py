@@ -125,6 +125,7 @@ class Config:
             (not 0 <= self.judge_max_failed < 1, f"--judge_max_failed must be in [0, 1), not {self.judge_max_failed}"),
             (self.engine != "vllm" and in_process,
              f"--verifier {self.verifier}: neither 'toy' nor a URL, and a model in process needs --engine vllm"),
+            (in_process and self.tensor_parallel > 1, "a judge in process needs --tensor_parallel 1"),
             (self.engine != "vllm" and self.tensor_parallel > 1, "--tensor_parallel needs --engine vllm"),
             (self.engine == "vllm" and not find_spec("vllm"), "--engine vllm: vllm is not installed"),
             (self.max_context <= self.max_new_tokens and self.engine == "vllm",

@@ -37,12 +37,12 @@ import toy
 from config import Config, UsageError, first_line, read_config
 from data import DataError, Processor, Prompt, Query, batch_order, load_queries
 from eval import measure, summarise, table
-from judge import OpenAIChat
+from judge import LocalChat, OpenAIChat
 from policy import Policy, all_gather, all_sum, model_fingerprint
 from report import write_report
-from reward import VERDICT_SCHEMA, JudgeError, Verdict, Verifier, VerifierUnreliable
+from reward import JudgeError, Verdict, Verifier, VerifierUnreliable
 from runs import Rollout, Run, read_recording, record, replay, statistics, write_atomic
-from sampler import EngineChat, HFEngine, Sample, VLLMEngine
+from sampler import HFEngine, Sample, VLLMEngine
 
 
 def dist_init(cuda: bool) -> tuple[int, int, str]:
@@ -67,35 +67,40 @@ def build_data(config: Config) -> tuple[list[Query], list[Query], set[str] | Non
     return train, heldout, toy.COUNTED if toy.COUNTED & {q.family for q in heldout} else None
 
 
-def judge_servers(config: Config, run: Run) -> OpenAIChat | None:
-    """The verifier behind URLs; asked before anything is loaded whether it is there."""
-    if "://" not in config.verifier:
-        return None
-    chat = OpenAIChat(config.verifier, config.judge_model, config.judge_timeout,
-                      log=str(run.folder / f"judge-{run.rank:05d}.jsonl"))
-    chat.check()
-    return chat
+# What transformers raises on folders that are not a complete checkpoint of a vision-language model.
+LOADING = (OSError, ValueError, RuntimeError, AttributeError, KeyError, TypeError, ImportError)
+
+
+def find_judge(config: Config, run: Run, queries: list[Query]) -> OpenAIChat | None:
+    """Before anything is loaded: is there somebody who can judge?  -> the client of servers, if it is servers."""
+    if config.verifier == "toy":
+        stranger = next((q for q in queries if not toy.FACTS <= set(q.facts)), None)
+        if stranger:
+            raise UsageError(f"query {stranger.id}: --verifier toy needs the facts of its picture")
+    elif "://" in config.verifier:
+        chat = OpenAIChat(config.verifier, config.judge_model, config.judge_timeout,
+                          log=str(run.folder / f"judge-{run.rank:05d}.jsonl"))
+        chat.check()
+        return chat
+    else:
+        try:
+            model_fingerprint(config.verifier)
+        except LOADING as error:
+            raise UsageError(f"cannot load verifier {config.verifier}: {first_line(error)}") from None
+    return None
 
 
 def build_verifiers(config: Config, run: Run, queries: list[Query], chat, engine):
     """-> (verifier of training, verifier of evaluation: always the full solution, and exact where that exists)."""
-    stranger = next((q for q in queries if not toy.FACTS <= set(q.facts)), None)
     if config.verifier == "toy":
-        if stranger:
-            raise UsageError(f"query {stranger.id}: --verifier toy needs the facts of its picture")
         return toy.ToyVerifier(config.verifier_context), toy.ToyVerifier("solution")
     if chat is None:
-        judge = VLLMEngine(config.verifier, Processor(config.verifier, config.max_pixels), 0.0, 2048,
-                           config.max_context, config.tensor_parallel, config.engine_memory, schema=VERDICT_SCHEMA)
-        chat = EngineChat(judge, engine)
+        chat = LocalChat(config.verifier, engine, config.max_context, memory_share=config.engine_memory)
     settings = {"concurrency": config.judge_concurrency, "max_failed_share": config.judge_max_failed}
     verifier = Verifier(chat, config.verifier_context, **settings)
     run.print(f"verifier {config.verifier}: {verifier.stops_after()}")
-    return verifier, Verifier(chat, "solution", **settings) if stranger else toy.ToyVerifier("solution")
-
-
-# What transformers raises on folders that are not a complete checkpoint of a vision-language model.
-LOADING = (OSError, ValueError, RuntimeError, AttributeError, KeyError, TypeError, ImportError)
+    exact = all(toy.FACTS <= set(q.facts) for q in queries)
+    return verifier, toy.ToyVerifier("solution") if exact else Verifier(chat, "solution", **settings)
 
 
 def build_policy(config: Config, run: Run, device: str) -> tuple[Processor, Policy]:
@@ -286,7 +291,7 @@ def train(config: Config) -> Path:
     run = Run(config, rank, world)
     queries, heldout, counted = build_data(config)
     samples = bool(heldout) or not (config.method == "sft" or config.rollouts_from)     # else no engine and no judge
-    judge = judge_servers(config, run) if samples else None
+    judge = find_judge(config, run, [*queries, *heldout]) if samples else None
     by_id = {q.id: q for q in queries}
     recorded = read_recording(config.rollouts_from, set(by_id), config.steps) if config.rollouts_from else None
     processor, policy = build_policy(config, run, device)

@@ -1,4 +1,5 @@
-"""Who judges: OpenAI-compatible servers behind URLs.  Either is the `chat` of a reward.Verifier.
+"""Who judges: OpenAI-compatible servers behind URLs, or a vLLM of our own on the policy's GPUs.  Either is the `chat`
+of a reward.Verifier.
 
 `judge_file` judges a file of responses, or a run's rollouts.jsonl again: `python reward.py --url ... --responses FILE`.
 """
@@ -21,6 +22,7 @@ from http.client import HTTPConnection, HTTPException, HTTPSConnection, Incomple
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import torch
 from tqdm import tqdm
 
 from data import REQUIRED, DataError, Query
@@ -57,6 +59,13 @@ def data_url(image: str | bytes) -> str:
         if re.match(magic, data, re.DOTALL):
             return f"data:image/{name};base64,{base64.b64encode(data).decode()}"
     raise JudgeError("unknown image format", f"known are {', '.join(IMAGE_FORMATS)}")
+
+
+def wire(messages: list[dict]) -> list[dict]:
+    """Messages of reward.judge_messages in the form of the chat protocol."""
+    def part(p: dict) -> dict:
+        return p if p["type"] == "text" else {"type": "image_url", "image_url": {"url": data_url(p["image"])}}
+    return [message | {"content": [part(p) for p in message["content"]]} for message in messages]
 
 
 class OpenAIChat:
@@ -145,10 +154,7 @@ class OpenAIChat:
         return text
 
     def _request(self, messages: list[dict]) -> bytes:
-        def part(p: dict) -> dict:
-            return p if p["type"] == "text" else {"type": "image_url", "image_url": {"url": data_url(p["image"])}}
-        request = {"model": self.model, "temperature": 0, "max_tokens": self.max_tokens,
-                   "messages": [m | {"content": [part(p) for p in m["content"]]} for m in messages]}
+        request = {"model": self.model, "temperature": 0, "max_tokens": self.max_tokens, "messages": wire(messages)}
         if self.structured:
             request["response_format"] = {"type": "json_schema", "json_schema": {
                 "name": "verdict", "strict": True, "schema": VERDICT_SCHEMA}}
@@ -241,6 +247,63 @@ def read_completion(raw: bytes, usage: dict) -> str:
     if text is None:
         raise JudgeError("refused", str(refusal or "")[:200])
     return text
+
+
+# ---------------------------------------------------------------------------------------------- on the same GPUs
+
+class LocalChat:
+    """A judge model on this rank's GPU, in a vLLM process of its own: it sleeps while the policy's engine is awake and
+    the other way round, so each may have most of the memory.  (vLLM's sleep mode serves one engine per process.)
+
+    `policy_engine` has sleep() and wake(); answers are greedy, of up to max_tokens, JSON of VERDICT_SCHEMA.
+    """
+
+    def __init__(self, model: str, policy_engine, max_context: int = 8192, max_tokens: int = 2048,
+                 memory_share: float = 0.8):
+        local = int(os.environ.get("LOCAL_RANK", 0))
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(local + 1)))
+        ours = {name: value for name, value in os.environ.items()
+                if name.startswith("TORCHELASTIC") or name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE",
+                                                               "MASTER_ADDR", "MASTER_PORT", "CUDA_VISIBLE_DEVICES")}
+        policy_engine.sleep()
+        try:                                   # its process must not take itself for a rank of the training
+            for name in ours:
+                del os.environ[name]
+            os.environ |= {"CUDA_VISIBLE_DEVICES": visible.split(",")[local], "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+            for name, value in (("VLLM_CPU_KVCACHE_SPACE", "1"), ("VLLM_LOGGING_LEVEL", "ERROR")):
+                os.environ.setdefault(name, value)
+            from vllm import LLM, SamplingParams
+            from vllm.sampling_params import StructuredOutputsParams
+
+            device = ({"enable_sleep_mode": True, "gpu_memory_utilization": memory_share}
+                      if torch.cuda.is_available() else {"dtype": "float32", "enforce_eager": True})
+            self.llm = LLM(model=model, max_model_len=max_context, seed=0, generation_config="vllm",
+                           limit_mm_per_prompt={"video": 0}, structured_outputs_config={
+                               "backend": "xgrammar", "disable_any_whitespace": True}, **device)
+        finally:
+            del os.environ["CUDA_VISIBLE_DEVICES"]
+            os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"} | ours
+        self.params = SamplingParams(temperature=0.0, max_tokens=max_tokens,
+                                     structured_outputs=StructuredOutputsParams(json=VERDICT_SCHEMA))
+        self.policy_engine, self.counts = policy_engine, Counter()
+        self.llm.sleep(level=1)
+        policy_engine.wake()
+
+    def batch(self, conversations: list[list[dict]]) -> list[str | JudgeError]:
+        """One answer to each, in order.  The policy's engine sleeps meanwhile."""
+        self.policy_engine.sleep()
+        self.llm.wake_up()
+        try:
+            outputs = self.llm.chat([wire(messages) for messages in conversations], self.params, use_tqdm=False)
+        finally:
+            self.llm.sleep(level=1)
+            self.policy_engine.wake()
+        answers = []
+        for output in outputs:
+            end, = output.outputs
+            self.counts.update(prompt_tokens=len(output.prompt_token_ids), completion_tokens=len(end.token_ids))
+            answers.append(JudgeError("verdict cut off at max_tokens") if end.finish_reason == "length" else end.text)
+        return answers
 
 
 # ------------------------------------------------------------------------------------------------ judging a file

@@ -32,9 +32,13 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint
 
 import grpo
 from data import Processor, Prompt, Query
+
+
+LOGIT_ROWS = 2048        # tokens whose logits are in memory together
 
 
 def all_sum(tensor: torch.Tensor) -> torch.Tensor:
@@ -97,7 +101,13 @@ class Scorer(torch.nn.Module):
     def forward(self, arguments: dict, where: torch.Tensor, targets: torch.Tensor):
         hidden = self.model.model(**arguments, use_cache=False).last_hidden_state.flatten(0, 1)[where]       # [N, H]
         forbidden = torch.tensor(self.forbidden, device=hidden.device)
-        return grpo.token_logprob(hidden, self.model.lm_head.weight, targets, self.temperature, forbidden)
+        rest = (self.temperature, forbidden)
+        if len(hidden) <= LOGIT_ROWS:
+            return grpo.token_logprob(hidden, self.model.lm_head.weight, targets, *rest)
+        # The logits of 16k tokens and 152k words are 10 GB, several times over: a part at a time, made again backward.
+        parts = [checkpoint(grpo.token_logprob, h, self.model.lm_head.weight, t, *rest, use_reentrant=False)
+                 for h, t in zip(hidden.split(LOGIT_ROWS), targets.split(LOGIT_ROWS))]
+        return tuple(map(torch.cat, zip(*parts)))
 
 
 class Policy:
