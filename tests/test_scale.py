@@ -1,0 +1,192 @@
+"""contextrl.py with the engines and judges of real runs: vLLM in every rank, verifiers over HTTP, both together.
+
+Guards against: a judge that fails and is taken for a wrong answer, a run that goes on without a judge or stops without a
+checkpoint, an engine that samples with other weights than the trainer's, ranks that wait for each other for ever.
+vLLM is the CPU build; a run of two ranks is a torchrun of its own.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import contextrl
+import toy
+from data import Processor, load_queries, save_queries
+from grpo import Member
+from judge_server import JudgeServer
+from policy import Policy, Row
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL = str(ROOT / "assets" / "toy")
+ALONE = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1"}
+K = 4
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """Folder with train.jsonl and heldout.jsonl of the built-in world; the judge's server knows their pictures."""
+    folder = tmp_path_factory.mktemp("world")
+    save_queries(toy.train_queries(size=40), folder / "train.jsonl")
+    save_queries(toy.heldout_queries(size=2), folder / "heldout.jsonl")
+    return folder
+
+
+def arguments(world: Path, out: Path, *flags: str, **settings) -> list[str]:
+    settings = {"model": MODEL, "data": world / "train.jsonl", "output_dir": out, "queries_per_step": 4,
+                "group_size": K, "max_new_tokens": 24, "eval_every": 0, "device": "cpu"} | settings
+    return [*flags, *(str(part) for name, value in settings.items() for part in (f"--{name}", value))]
+
+
+def run_here(monkeypatch, capsys, world: Path, out: Path, *flags: str, **settings) -> tuple[int, str]:
+    """-> (exit code, last line of stderr that is not the progress bar)."""
+    monkeypatch.setattr(sys, "argv", ["contextrl.py", *arguments(world, out, *flags, **settings)])
+    code = 0
+    try:
+        contextrl.main()
+    except SystemExit as stop:
+        code = stop.code
+    lines = [line for line in capsys.readouterr().err.replace("\r", "\n").split("\n") if line and "it/s" not in line
+             and "/it" not in line]
+    return code, lines[-1] if lines else ""
+
+
+def torchrun(ranks: int, world: Path, out: Path, *flags: str, **settings) -> Path:
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks),
+                           "contextrl.py", *arguments(world, out, *flags, **settings)],
+                          cwd=ROOT, env=ALONE, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out
+
+
+def rows(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().split("\n") if line]
+
+
+# ------------------------------------------------------------------------------------------------- judges by HTTP
+
+def test_a_verifier_that_misbehaves_in_a_third_of_the_calls(world, tmp_path, monkeypatch, capsys):
+    """It ends, each failure is counted and logged, and no failed verdict has a share in any mean."""
+    quick = contextrl.OpenAIChat
+
+    def impatient(urls, model, timeout, **settings):
+        return quick(urls, model, timeout, tries=2, backoff=0.01, max_wait=0.05, **settings)
+    monkeypatch.setattr(contextrl, "OpenAIChat", impatient)
+    out, exact = tmp_path / "run", toy.ToyVerifier()
+    with JudgeServer(misbehave=0.3, hang=2.0, seed=5) as server:
+        code, line = run_here(monkeypatch, capsys, world, out, verifier=server.url, judge_timeout=0.5, steps=4,
+                              judge_max_failed=0.6, queries_per_step=8)
+        stats = dict(server.stats)
+    assert code == 0, line
+    assert sum(stats.get(mode, 0) > 0 for mode in stats) > 8                      # all kinds of misbehaviour were met
+    queries = {q.id: q for q in load_queries(world / "train.jsonl")}
+    failed = 0
+    for metrics in rows(out / "metrics.jsonl")[1:]:
+        members = [(m, queries[r["query"]]) for r in rows(out / "rollouts.jsonl") if r["step"] == metrics["step"]
+                   for m in r["stage1"]]
+        judged = [m for m, _ in members if m["verdict"] == "judged"]
+        for m, query in members:
+            if m["verdict"] == "failed":
+                assert m["advantage"] is None and m["error"] and not m["correct"]
+            else:
+                assert m["correct"] == exact.judge_one(query, m["text"]).correct     # no lie has come through
+        assert metrics["reward"] == pytest.approx(sum(m["correct"] for m in judged) / len(judged))
+        assert metrics["failed_verdicts"] == metrics["judge/failed"]
+        failed += metrics["failed_verdicts"]
+        assert metrics["judge/http_retries"] > 0 and metrics["judge/prompt_tokens"] > 0
+    assert failed > 0
+    calls = rows(out / "judge-00000.jsonl")
+    assert len(calls) == sum(m["judge/calls"] for m in rows(out / "metrics.jsonl")[1:])
+    assert {call["status"] for call in calls} == {"ok", "failed"}
+
+
+def test_a_dead_verifier_leaves_a_checkpoint_and_the_run_goes_on_with_a_live_one(world, tmp_path, monkeypatch, capsys):
+    out, settings = tmp_path / "run", {"judge_timeout": 5, "steps": 2, "eval_data": world / "heldout.jsonl"}
+    with JudgeServer(misbehave=1.0, modes=("half content", "yes", "other keys")) as server:
+        code, line = run_here(monkeypatch, capsys, world, out, verifier=server.url, **settings)
+        asked = server.stats["calls"]
+    assert code == 3 and line.startswith("stopped: 13 of the last 13 verdicts failed") and "--resume" in line
+    assert asked <= (13 + 32 - 1) * 2                          # the stated bound: n + concurrency - 1, asked twice
+    assert [p.name for p in (out / "checkpoints").iterdir()] == ["step-000000"]
+    assert [row["step"] for row in rows(out / "metrics.jsonl")] == [0]
+
+    code, line = run_here(monkeypatch, capsys, world, out, "--resume", **settings)       # the toy verifier: other settings
+    assert code == 2 and "verifier was" in line
+    with JudgeServer(port=int(server.url.rsplit(":", 1)[1])) as server:
+        code, line = run_here(monkeypatch, capsys, world, out, "--resume", verifier=server.url, **settings)
+    assert code == 0, line
+    assert [row["step"] for row in rows(out / "metrics.jsonl")] == [0, 1, 2]
+    assert all(row["failed_verdicts"] == 0 for row in rows(out / "metrics.jsonl")[1:])
+
+
+@pytest.mark.parametrize("verifier, told", [
+    ("http://127.0.0.1:9", "http://127.0.0.1:9/v1 cannot be asked"), ("http:/nowhere", "nowhere"),
+    ("http://host:99999", "bad URL"), ("no/such-model", "no/such-model"), ("ftp://host", "bad URL")])
+def test_who_cannot_judge_is_told_at_once(world, tmp_path, monkeypatch, capsys, verifier, told):
+    code, line = run_here(monkeypatch, capsys, world, tmp_path / "run", verifier=verifier, engine="vllm", steps=1)
+    assert code == 2 and line.startswith("error: ") and told in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_flags_win_over_the_file(world, tmp_path):
+    config = contextrl.read_config([str(ROOT / "paper.json"), "--steps", "3", "--engine", "hf", "--output_dir", "x"])
+    assert (config.steps, config.engine, config.learning_rate, config.queries_per_step) == (3, "hf", 1e-6, 128)
+
+
+# ---------------------------------------------------------------------------------------------------------- vLLM
+
+def samples(run: Path) -> dict:
+    return {(r["step"], r["query"]): [m["ids"] for m in r["stage1"] + r["stage2"]] for r in rows(run / "rollouts.jsonl")}
+
+
+def test_two_ranks_with_vllm_one_engine_each_or_one_together(world, tmp_path):
+    """The same samples, the same accuracies, and after every update engine and trainer agree to 1e-4."""
+    settings = {"engine": "vllm", "max_context": 256, "steps": 3, "eval_data": world / "heldout.jsonl"}
+    apart = torchrun(2, world, tmp_path / "apart", **settings)
+    together = torchrun(2, world, tmp_path / "together", "--barrier", tensor_parallel=2, **settings)
+    for run in (apart, together):
+        assert [row["step"] for row in rows(run / "metrics.jsonl")] == [0, 1, 2, 3]
+        for row in rows(run / "metrics.jsonl")[1:]:
+            assert row["engine_gap_max"] < 1e-4 and row["ratio_before_update"] == pytest.approx(1, abs=1e-5)
+        assert len(rows(run / "rollouts.jsonl")) == 3 * 4              # each query once, however many ranks hold it
+    assert any(row["trained_tokens"] for row in rows(apart / "metrics.jsonl")[1:])
+    first = [{k: v for k, v in samples(run).items() if k[0] == 1} for run in (apart, together)]
+    assert first[0] == first[1]
+    one, other = (rows(run / "metrics.jsonl") for run in (apart, together))
+    for a, b in zip(one[1:2], other[1:2], strict=True):
+        assert a["reward"] == b["reward"] and a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+
+    # Two ranks wrote shards and one whole model.  It goes on in one process, and it is the trainer's model in vLLM.
+    torchrun(1, world, apart, "--resume", **settings)
+    checkpoint = max((apart / "checkpoints").iterdir())
+    assert checkpoint.name == "step-000003" and len(list(checkpoint.glob("trainer-*-of-00002.safetensors"))) == 2
+    done = subprocess.run([sys.executable, __file__, str(checkpoint)], cwd=ROOT, env=ALONE, capture_output=True, text=True,
+                          timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert float(done.stdout.split()[-1]) < 1e-4
+
+
+def exported(checkpoint: str) -> None:
+    """Prints the largest |vLLM - trainer| log-prob of samples of an exported checkpoint (each reads its own files)."""
+    from sampler import Request, VLLMEngine
+
+    processor = Processor(checkpoint)
+    trainer = Policy(MODEL, processor, reference=False)
+    torch.manual_seed(0)
+    for p in trainer.parameters.values():                        # all it has must come from the checkpoint
+        p.data.normal_()
+    trainer.load(Path(checkpoint))
+    prompts = [processor.prompt(q) for q in toy.heldout_queries(size=2)]
+    found = VLLMEngine(checkpoint, processor, max_context=256).generate([Request(p, [1, 2, 3]) for p in prompts])
+    packed = trainer.pack([Row(p, [Member(s.ids, s.logprobs, None) for s in part]) for p, part in zip(prompts, found)])
+    own = trainer.logprobs(packed)[0].tolist()
+    shown = [v for part in found for s in part for v in s.logprobs]
+    print(max(abs(a - b) for a, b in zip(own, shown, strict=True)))
+
+
+if __name__ == "__main__":
+    exported(sys.argv[1])
