@@ -347,7 +347,6 @@ class VLLMEngine:
             model=model, dtype=("bfloat16" if cuda else "float32") if dtype == "auto" else dtype, seed=0,
             tensor_parallel_size=tensor_parallel, max_model_len=max_context, max_num_seqs=max_rows,
             distributed_executor_backend="external_launcher" if world > 1 else None,
-            generation_config="vllm",                  # no top_p, top_k or penalty of the checkpoint's
             logprobs_mode="processed_logprobs",        # of the distribution sampled from: temperature, forbidden ids
             limit_mm_per_prompt={"video": 0},
             # JSON without blanks of its own choice: a small model can go on writing them until it runs out of tokens.
@@ -378,7 +377,8 @@ class VLLMEngine:
         params = SamplingParams(
             temperature=self.temperature if temperature is None else temperature, seed=seed,
             max_tokens=self.max_new_tokens, logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY,
-            # ignore_eos and then our own: generation_config.json may name further ids that end a response.
+            # ignore_eos and then our own: generation_config.json may name further ids that end a response.  Its top_p,
+            # top_k and penalties are defaults for requests without parameters, and do not come here.
             ignore_eos=True, stop_token_ids=[self.processor.eos_id],
             # The one mask that both of vLLM's model runners take for a real vocabulary (up to 1024 ids, as many as a
             # list of ALLOWED ids may have).  -inf is impossible at any temperature; its HTTP server clamps at -100.
@@ -470,7 +470,7 @@ class VLLMEngine:
         if "lm_head.weight" not in names:
             raise ValueError("lm_head.weight is missing (named_parameters() leaves out a tied head)")
         self.wake()
-        # What the old weights computed: image features, processed images, keys and values.
+        # What the old weights computed: image features (and the pictures they belong to), keys and values.
         self.engine.reset_encoder_cache()
         self.llm.reset_mm_cache()
         if not self.llm.reset_prefix_cache():
