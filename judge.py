@@ -275,6 +275,7 @@ class LocalChat:
             from vllm import LLM, SamplingParams
             from vllm.sampling_params import StructuredOutputsParams
 
+            # No blanks of its own choice in the JSON: a small model can go on writing them until it runs out of tokens.
             device = ({"enable_sleep_mode": True, "gpu_memory_utilization": memory_share}
                       if torch.cuda.is_available() else {"dtype": "float32", "enforce_eager": True})
             self.llm = LLM(model=model, max_model_len=max_context, seed=0, generation_config="vllm",
@@ -294,16 +295,31 @@ class LocalChat:
         self.policy_engine.sleep()
         self.llm.wake_up()
         try:
-            outputs = self.llm.chat([wire(messages) for messages in conversations], self.params, use_tqdm=False)
+            outputs = self._chat([wire(messages) for messages in conversations])
         finally:
             self.llm.sleep(level=1)
             self.policy_engine.wake()
         answers = []
         for output in outputs:
+            if isinstance(output, JudgeError):
+                answers.append(output)
+                continue
             end, = output.outputs
             self.counts.update(prompt_tokens=len(output.prompt_token_ids), completion_tokens=len(end.token_ids))
             answers.append(JudgeError("verdict cut off at max_tokens") if end.finish_reason == "length" else end.text)
         return answers
+
+    def _chat(self, conversations: list) -> list:
+        """vLLM refuses a batch for one prompt that is too long: halves of it, until that one stands alone."""
+        from vllm.exceptions import VLLMValidationError
+
+        try:
+            return self.llm.chat(conversations, self.params, use_tqdm=False)
+        except VLLMValidationError as error:
+            if len(conversations) == 1:
+                return [JudgeError("refused by the engine", " ".join(str(error).split())[:200])]
+            half = len(conversations) // 2
+            return self._chat(conversations[:half]) + self._chat(conversations[half:])
 
 
 # ------------------------------------------------------------------------------------------------ judging a file

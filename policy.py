@@ -391,12 +391,14 @@ class Policy:
 
     def save(self, folder: Path) -> None:
         """Into one folder that all ranks see: an ordinary Hugging Face checkpoint (whole weights, compute dtype) and,
-        one file per rank, the shards of master weights and optimiser state.  Safetensors only."""
+        in trainer/, one file per rank with its shards of master weights and optimiser state.  Safetensors only; in a
+        folder of their own, because vLLM takes every such file beside the model for a part of it."""
         state = {f"weight.{name}": local(p).detach() for name, p in self.model.named_parameters()}
         state |= {f"{key}.{name}": local(value) for name, p in self.parameters.items()
                   for key, value in self.optimizer.state.get(p, {}).items()}
+        (folder / "trainer").mkdir(exist_ok=True)
         save_file({name: tensor.cpu().clone() for name, tensor in state.items()},
-                  folder / f"trainer-{self.rank:05d}-of-{self.world:05d}.safetensors")
+                  folder / "trainer" / f"{self.rank:05d}-of-{self.world:05d}.safetensors")
         tied = set(self.model.state_dict()) - {name for name, _ in self.model.named_parameters()}
         whole = {}
         for name, tensor in self.weights():                                     # gathered by all, kept by one
@@ -408,9 +410,9 @@ class Policy:
 
     def load(self, folder: Path) -> None:
         """Restores what save() wrote, on any number of ranks.  The reference stays the start policy."""
-        files = sorted(folder.glob("trainer-*-of-*.safetensors"))
+        files = sorted(folder.glob("trainer/*-of-*.safetensors"))
         if not files or len(files) != int(files[0].stem[-5:]):
-            raise ValueError(f"{folder}: {len(files)} files trainer-*.safetensors, that is not all of them")
+            raise ValueError(f"{folder}/trainer: {len(files)} files, that is not all of them")
         own = self.world == len(files)
         shards = [safe_open(file, "pt") for file in (files[self.rank:self.rank + 1] if own else files)]
 

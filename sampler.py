@@ -29,7 +29,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from data import DataError, Processor, Prompt, Query
+from data import Processor, Prompt, Query
 
 
 class SampleStatus(str, Enum):
@@ -313,21 +313,20 @@ class VLLMEngine:
 
     `tensor_parallel` ranks in a row hold one model together; they must make the same calls in the same order.
     `memory_share` of the device is the engine's while it is awake.  A prompt is sampled if it leaves max_new_tokens
-    of `max_context`, else its samples are TOO_LONG.  With `schema` every answer is JSON of that schema.  One engine of
-    a process can sleep (vLLM's CUDA allocator knows one only); a second one, a judge, needs sleeps=False.
+    of `max_context`, else its samples are TOO_LONG.  Only one engine of a process can sleep: vLLM's CUDA allocator.
     """
 
     def __init__(self, model: str, processor: Processor, temperature: float = 1.0, max_new_tokens: int = 32,
                  max_context: int = 4096, tensor_parallel: int = 1, memory_share: float = 0.5, max_rows: int = 256,
-                 dtype: str = "auto", schema: dict | None = None, sleeps: bool = True):
+                 dtype: str = "auto"):
         cuda = torch.cuda.is_available()
         for name, value in [("VLLM_ENABLE_V1_MULTIPROCESSING", "0"), ("VLLM_LOGGING_LEVEL", "ERROR"),
                             ("VLLM_CPU_KVCACHE_SPACE", "1")]:
             os.environ.setdefault(name, value)
         from vllm import LLM
 
-        self.processor, self.schema, self.sleeps = processor, schema, sleeps
-        self.temperature, self.max_new_tokens, self.max_context = temperature, max_new_tokens, max_context
+        self.processor, self.temperature = processor, temperature
+        self.max_new_tokens, self.max_context = max_new_tokens, max_context
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         if world % tensor_parallel:
             raise ValueError(f"{world} process(es) cannot form groups of {tensor_parallel}: start with torchrun")
@@ -339,7 +338,7 @@ class VLLMEngine:
                       for first in range(0, world, tensor_parallel)]
             self.group = groups[self.replica]
         # On CPU a seeded request whose prefill is split over steps cannot rewind its generator: prompts stay whole.
-        device = {"gpu_memory_utilization": memory_share, "enable_sleep_mode": sleeps} if cuda else {
+        device = {"gpu_memory_utilization": memory_share, "enable_sleep_mode": True} if cuda else {
             "enforce_eager": True, "block_size": 32, "enable_chunked_prefill": False,
             "max_num_batched_tokens": max(max_context, max_rows)}
         # Keep this reference until the process ends: a deleted LLM destroys the default process group.
@@ -349,8 +348,6 @@ class VLLMEngine:
             distributed_executor_backend="external_launcher" if world > 1 else None,
             logprobs_mode="processed_logprobs",        # of the distribution sampled from: temperature, forbidden ids
             limit_mm_per_prompt={"video": 0},
-            # JSON without blanks of its own choice: a small model can go on writing them until it runs out of tokens.
-            structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
             # Pictures arrive at their final size (Processor.picture); the bounds only say how much memory they need.
             mm_processor_kwargs={"do_resize": False, "size": dict(processor.image_processor.size)}, **device)
         self.engine, self.asleep = self.llm.llm_engine, []
@@ -366,7 +363,7 @@ class VLLMEngine:
     def add(self, key: tuple, prompt: Prompt, seed: int, temperature: float | None = None) -> None:
         """Queues one sample, also while others are running.  Wakes the engine: nothing else can be meant."""
         from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+        from vllm.sampling_params import RequestOutputKind
 
         self.wake()
         if len(prompt.ids) + self.max_new_tokens > self.max_context:    # vLLM would silently shorten the response
@@ -382,8 +379,7 @@ class VLLMEngine:
             ignore_eos=True, stop_token_ids=[self.processor.eos_id],
             # The one mask that both of vLLM's model runners take for a real vocabulary (up to 1024 ids, as many as a
             # list of ALLOWED ids may have).  -inf is impossible at any temperature; its HTTP server clamps at -100.
-            logit_bias=dict.fromkeys(self.processor.forbidden_ids, -math.inf),
-            structured_outputs=StructuredOutputsParams(json=self.schema) if self.schema else None)
+            logit_bias=dict.fromkeys(self.processor.forbidden_ids, -math.inf))
         name = str(self.added)
         self.engine.add_request(name, dict(self.rendered[1]), params)
         self.keys[name] = key
@@ -481,7 +477,7 @@ class VLLMEngine:
         """Weights to host memory, keys and values forgotten (level 1; level 2 corrupts).  Frees nothing on CPU."""
         if self.busy:
             raise RuntimeError("sleep() while samples are running")
-        if self.sleeps and not self.asleep:
+        if not self.asleep:
             self.llm.sleep(level=1)
             self.asleep = ["weights", "kv_cache"]
 
@@ -490,33 +486,6 @@ class VLLMEngine:
         for part in [part for part in self.asleep if part in parts or not parts]:
             self.llm.wake_up([part])
             self.asleep.remove(part)
-
-
-class EngineChat:
-    """A judge model in this process: an engine of its own, beside the policy's, as a chat client for reward.py."""
-
-    def __init__(self, engine: VLLMEngine):
-        self.engine = engine
-
-    def batch(self, conversations: list[list[dict]]) -> list[str | Exception]:
-        """One greedy answer to each [{"role": "user", "content": [image parts..., text parts...]}], in order."""
-        processor, requests, out = self.engine.processor, [], []
-        for turn, in conversations:
-            text = "".join(part["text"] for part in turn["content"] if part["type"] == "text")
-            for token in processor.special_tokens:     # a policy's words must not end the judge's turn
-                text = text.replace(token, f"{token[0]} {token[1:]}")
-            images = [part["image"] for part in turn["content"] if part["type"] == "image"]
-            try:
-                requests.append(Request(processor.prompt(Query("judge", images, text, "-", "-")), [0]))
-                out.append(None)
-            except (DataError, OSError) as error:
-                out.append(error)
-        samples = iter(self.engine.generate(requests, temperature=0.0))
-        for i in [i for i, error in enumerate(out) if error is None]:
-            sample, = next(samples)
-            out[i] = (DataError("prompt longer than the judge's context")
-                      if sample.status is SampleStatus.TOO_LONG else sample.text)
-        return out
 
 
 def main() -> None:

@@ -302,8 +302,8 @@ def checkpoint(place: Path) -> Path:
 RESUMES = {                                   # how (folder with run/ and model/) is spoilt -> what the line must name
     "another model": (lambda place: deeper(place / "model"), "another model"),
     "another size": (lambda place: wider(place / "model"), "checkpoint"),
-    "half a trainer file": (lambda place: cut(checkpoint(place) / "trainer-00000-of-00001.safetensors"), "step-000001"),
-    "no trainer file": (lambda place: (checkpoint(place) / "trainer-00000-of-00001.safetensors").unlink(),
+    "half a trainer file": (lambda place: cut(checkpoint(place) / "trainer/00000-of-00001.safetensors"), "step-000001"),
+    "no trainer file": (lambda place: (checkpoint(place) / "trainer/00000-of-00001.safetensors").unlink(),
                         "step-000001"),
     "truncated state": (lambda place: cut(checkpoint(place) / "state.json"), "state.json"),
     "truncated config": (lambda place: cut(place / "run" / "config.json"), "config.json"),

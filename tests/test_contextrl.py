@@ -80,7 +80,7 @@ def assert_same_run(a: Path, b: Path) -> None:
     assert (a / "rollouts.jsonl").read_bytes() == (b / "rollouts.jsonl").read_bytes()
     a, b = last_checkpoint(a), last_checkpoint(b)
     assert a.name == b.name
-    for file in ("model.safetensors", "trainer-00000-of-00001.safetensors"):
+    for file in ("model.safetensors", "trainer/00000-of-00001.safetensors"):
         assert_same_tensors(file, a, b)
 
 

@@ -365,7 +365,7 @@ def test_a_checkpoint_before_the_first_update(policy, tmp_path):
 
 
 def test_a_damaged_checkpoint_is_refused(policy, processor, picture, tmp_path):
-    file = "trainer-00000-of-00001.safetensors"
+    file = "trainer/00000-of-00001.safetensors"
     policy.update(online(*make_rows(processor, picture, SHAPES[:1])), 1, UpdateSettings())
     policy.save(tmp_path)
     whole = (tmp_path / file).read_bytes()
@@ -377,7 +377,7 @@ def test_a_damaged_checkpoint_is_refused(policy, processor, picture, tmp_path):
     save_file(tensors, tmp_path / file)
     with pytest.raises((ValueError, KeyError)):              # else momentum is forgotten and nobody is told
         policy.load(tmp_path)
-    (tmp_path / file).rename(tmp_path / "trainer-00000-of-00002.safetensors")
+    (tmp_path / file).rename(tmp_path / "trainer/00000-of-00002.safetensors")
     with pytest.raises(ValueError, match="not all of them"):
         policy.load(tmp_path)
 

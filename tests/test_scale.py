@@ -1,7 +1,7 @@
 """contextrl.py with the engines and judges of real runs: vLLM in every rank, verifiers over HTTP, both together.
 
-Guards against: a judge that fails and is taken for a wrong answer, a run that goes on without a judge or stops without a
-checkpoint, an engine that samples with other weights than the trainer's, ranks that wait for each other for ever.
+Guards against: a judge that fails and is taken for a wrong answer, a run that goes on without a judge or stops without
+a checkpoint, an engine that samples with other weights than the trainer's, ranks that wait for each other for ever.
 vLLM is the CPU build; a run of two ranks is a torchrun of its own.
 """
 
@@ -11,14 +11,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))          # also a program: see the end
+
 import pytest
 import torch
+from judge_server import JudgeServer
 
 import contextrl
 import toy
 from data import Processor, load_queries, save_queries
 from grpo import Member
-from judge_server import JudgeServer
 from policy import Policy, Row
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,8 +58,8 @@ def run_here(monkeypatch, capsys, world: Path, out: Path, *flags: str, **setting
 
 
 def torchrun(ranks: int, world: Path, out: Path, *flags: str, **settings) -> Path:
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks),
-                           "contextrl.py", *arguments(world, out, *flags, **settings)],
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone",
+                           "--nproc-per-node", str(ranks), "contextrl.py", *arguments(world, out, *flags, **settings)],
                           cwd=ROOT, env=ALONE, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     return out
@@ -114,7 +116,7 @@ def test_a_dead_verifier_leaves_a_checkpoint_and_the_run_goes_on_with_a_live_one
     assert [p.name for p in (out / "checkpoints").iterdir()] == ["step-000000"]
     assert [row["step"] for row in rows(out / "metrics.jsonl")] == [0]
 
-    code, line = run_here(monkeypatch, capsys, world, out, "--resume", **settings)       # the toy verifier: other settings
+    code, line = run_here(monkeypatch, capsys, world, out, "--resume", **settings)       # with the toy verifier
     assert code == 2 and "verifier was" in line
     with JudgeServer(port=int(server.url.rsplit(":", 1)[1])) as server:
         code, line = run_here(monkeypatch, capsys, world, out, "--resume", verifier=server.url, **settings)
@@ -140,7 +142,8 @@ def test_flags_win_over_the_file(world, tmp_path):
 # ---------------------------------------------------------------------------------------------------------- vLLM
 
 def samples(run: Path) -> dict:
-    return {(r["step"], r["query"]): [m["ids"] for m in r["stage1"] + r["stage2"]] for r in rows(run / "rollouts.jsonl")}
+    return {(row["step"], row["query"]): [m["ids"] for m in row["stage1"] + row["stage2"]]
+            for row in rows(run / "rollouts.jsonl")}
 
 
 def test_two_ranks_with_vllm_one_engine_each_or_one_together(world, tmp_path):
@@ -163,9 +166,9 @@ def test_two_ranks_with_vllm_one_engine_each_or_one_together(world, tmp_path):
     # Two ranks wrote shards and one whole model.  It goes on in one process, and it is the trainer's model in vLLM.
     torchrun(1, world, apart, "--resume", **settings)
     checkpoint = max((apart / "checkpoints").iterdir())
-    assert checkpoint.name == "step-000003" and len(list(checkpoint.glob("trainer-*-of-00002.safetensors"))) == 2
-    done = subprocess.run([sys.executable, __file__, str(checkpoint)], cwd=ROOT, env=ALONE, capture_output=True, text=True,
-                          timeout=200)
+    assert checkpoint.name == "step-000003" and len(list(checkpoint.glob("trainer/*-of-00002.safetensors"))) == 2
+    done = subprocess.run([sys.executable, __file__, str(checkpoint)], cwd=ROOT, env=ALONE, capture_output=True,
+                          text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
     assert float(done.stdout.split()[-1]) < 1e-4
 

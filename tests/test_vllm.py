@@ -31,8 +31,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from conftest import response_logprobs
 
+import judge
 from data import Processor, Query
-from sampler import EngineChat, HFEngine, Request, SampleStatus, VLLMEngine, seed_of, stage1, stage2, two_stages
+from sampler import HFEngine, Request, SampleStatus, VLLMEngine, seed_of, stage1, stage2, two_stages
 
 try:
     import vllm
@@ -119,7 +120,7 @@ def requests(prompts, n: int = 4) -> list[Request]:
 
 def gap(model, processor, prompts, samples_P_G, temperature: float = 1.0) -> float:
     """Largest |engine - trainer| log-prob; the trainer's over the allowed ids, at the temperature."""
-    return max((response_logprobs(model, prompt, s.ids, processor, temperature, processor.forbidden_ids)
+    return max((response_logprobs(model, prompt, s.ids, processor, temperature)
                 - torch.tensor(s.logprobs)).abs().max().item()
                for prompt, samples_G in zip(prompts, samples_P_G, strict=True) for s in samples_G)
 
@@ -425,41 +426,53 @@ def test_retries_that_have_no_room_are_too_long(engine, shown, many):
     assert ids_of(found[0]) == ids_of(expected[0]) and ids_of(found[2]) == ids_of(expected[2])
 
 
-# ---------------------------------------------------------------------------------- two engines in one process
+# ------------------------------------------------------------------------------------ a judge on the same device
 
-SCHEMA = {"type": "object", "properties": {"Correctness": {"type": "integer", "enum": [0, 1]},
-                                           "Mistake Report": {"type": "string", "maxLength": 3}},
-          "required": ["Correctness", "Mistake Report"], "additionalProperties": False}
+SHORT = {"type": "object", "properties": {"Correctness": {"type": "integer", "enum": [0, 1]},
+                                          "Mistake Report": {"type": "string", "maxLength": 3}},
+         "required": ["Correctness", "Mistake Report"], "additionalProperties": False}
 
 
-def test_a_second_engine_is_the_judge(engine, model, shown, prompts, checkpoint, monkeypatch):
-    judge = VLLMEngine(checkpoint, Processor(checkpoint), max_new_tokens=60, max_context=400, max_rows=8,
-                       schema=SCHEMA, sleeps=False)
-    chat = EngineChat(judge)
+def test_policy_and_judge_take_turns(engine, model, shown, prompts, checkpoint, monkeypatch):
+    """The judge sees the pictures, answers in its form, sleeps while the policy samples, and survives its updates."""
+    monkeypatch.setattr(judge, "VERDICT_SCHEMA", SHORT)                       # an untrained model ends no long text
+    environment = dict(os.environ)
+    chat = judge.LocalChat(checkpoint, engine, max_context=400, max_tokens=60)
+    engine.judge = chat                                    # a deleted one takes vLLM's process groups along
+    assert os.environ == environment | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"} and not engine.asleep
 
     def turn(text: str, *images) -> list[dict]:
         return [{"role": "user", "content": [{"type": "image", "image": i} for i in images]
                  + [{"type": "text", "text": text}]}]
-    conversations = [turn("is red <|im_end|> wrong ?", noise(64, 64), noise(90, 40)), turn("?", "/no/such/file.png"),
-                     turn("red " * 2000), turn("is blue wrong ?")]
+    conversations = [turn("is red wrong ?", noise(64, 64), noise(90, 40)), turn("is red wrong ?", noise(64, 64)),
+                     turn("is blue wrong ?")]
+    asleep = []
+    ask = chat.llm.chat
+    monkeypatch.setattr(chat.llm, "chat", lambda *a, **k: asleep.append(list(engine.asleep)) or ask(*a, **k))
     answers = chat.batch(conversations)
-    for answer in (answers[0], answers[3]):
-        assert set(json.loads(answer)) == {"Correctness", "Mistake Report"}
-    assert isinstance(answers[1], OSError) and isinstance(answers[2], ValueError)
-    judge.sleep(), engine.sleep()
-    assert engine.asleep and not judge.asleep
-    assert [str(a) for a in chat.batch(conversations)] == [str(a) for a in answers]
+    assert asleep == [["weights", "kv_cache"]] and not engine.asleep
+    assert all(set(json.loads(answer)) == {"Correctness", "Mistake Report"} for answer in answers)
+    assert chat.counts["prompt_tokens"] > 40 and chat.counts["completion_tokens"] > 10
     assert gap(model, shown, prompts, engine.generate(requests(prompts))) < 1e-4
     engine.load_weights(updated(model).state_dict().items())                   # one of the two
-    assert [str(a) for a in chat.batch(conversations)] == [str(a) for a in answers]
+    assert chat.batch(conversations) == answers
     assert gap(model, shown, prompts, engine.generate(requests(prompts))) < 1e-4
+    constrained, chat.params.structured_outputs = chat.params.structured_outputs, None
+    plain = chat.batch([turn("describe ?", image) for image in (noise(64, 64), noise(64, 64, 1))])
+    assert all(isinstance(answer, judge.JudgeError) for answer in plain)       # cut off: untrained, and told so
+    chat.params.structured_outputs, long = constrained, turn("red " * 2000)
+    mixed = chat.batch([conversations[0], long, *conversations[1:]])           # one prompt too long: it alone has none
+    assert [mixed[0], *mixed[2:]] == answers and mixed[1].name == "refused by the engine"
 
-    # Last, because vLLM does not recover from it: an update that leaves the encoder cache as it was.
-    judge.generate(requests(prompts[:1]))
-    monkeypatch.setattr(judge.engine, "reset_encoder_cache", lambda: None)
-    judge.load_weights(AutoModelForImageTextToText.from_pretrained(checkpoint).state_dict().items())
+
+def test_a_forgotten_encoder_cache_is_found_out(checkpoint, prompts, monkeypatch):
+    """Last, because vLLM does not recover from it."""
+    other = VLLMEngine(checkpoint, Processor(checkpoint), max_context=400, max_rows=8)
+    other.generate(requests(prompts[:1]))
+    monkeypatch.setattr(other.engine, "reset_encoder_cache", lambda: None)
+    other.load_weights(AutoModelForImageTextToText.from_pretrained(checkpoint).state_dict().items())
     with pytest.raises(RuntimeError, match="Encoder cache miss"):
-        judge.generate(requests(prompts[:1]))
+        other.generate(requests(prompts[:1]))
 
 
 # --------------------------------------------------------------------------------------------------- torchrun
