@@ -4,7 +4,8 @@
     metrics.jsonl      one row per step; step 0 is the start policy; "eval" where it was evaluated
     rollouts.jsonl     one row per query and step: both stages, verdicts, reports, kind of group, advantages
     images/            the pictures that rollouts.jsonl names
-    checkpoints/       step-000020/ ...: ordinary Hugging Face checkpoints + optimiser state + state.json
+    judge-00000.jsonl  one row per call of a judge behind a URL, by rank
+    checkpoints/       step-000020/ ...: ordinary Hugging Face checkpoints + trainer/ (shards, optimiser) + state.json
     summary.json       accuracies at the start and at the end; report.html, the page to look at
 
 A folder under checkpoints/ that exists is whole (written beside, then renamed).  A killed run loses at most the steps
@@ -50,7 +51,7 @@ class Rollout:
 def statistics(rollouts: list[Rollout]) -> dict[str, float | None]:
     """Metrics of one step's samples, over all ranks.  A share of nothing is None, not 0."""
     sums = dict.fromkeys(
-        "verdicts failed_verdicts reward samples truncated tokens retry_tokens queries hard recovered retries "
+        "verdicts failed_verdicts reward samples truncated too_long tokens retry_tokens queries hard recovered retries "
         "retries_correct retries_dependent reports leaked answer_right answer_right_judged_wrong".split(), 0.0)
     sums |= {kind.value: 0.0 for kind in grpo.GroupKind}
     for r in rollouts:
@@ -61,6 +62,7 @@ def statistics(rollouts: list[Rollout]) -> dict[str, float | None]:
         for sample, verdict in zip(r.samples_G, r.verdicts_G, strict=True):
             sums["samples"] += 1
             sums["truncated"] += sample.status is SampleStatus.TRUNCATED
+            sums["too_long"] += sample.status is SampleStatus.TOO_LONG
             sums["tokens"] += len(sample.ids)
             sums["reports"] += bool(verdict.report)
             sums["leaked"] += verdict.leaked
@@ -74,6 +76,7 @@ def statistics(rollouts: list[Rollout]) -> dict[str, float | None]:
         for retry, verdict, kept in zip(r.retries_G, r.retry_verdicts_G, r.kept_G, strict=True):
             sums["retries"] += 1
             sums["retry_tokens"] += len(retry.ids)
+            sums["too_long"] += retry.status is SampleStatus.TOO_LONG
             sums["retries_correct"] += verdict.correct
             sums["retries_dependent"] += verdict.correct and not kept
         sums["failed_verdicts"] += sum(v.status is VerdictStatus.FAILED for v in [*r.verdicts_G, *r.retry_verdicts_G])
@@ -89,6 +92,7 @@ def statistics(rollouts: list[Rollout]) -> dict[str, float | None]:
             "retries": s["retries"], "retries_correct_share": share("retries_correct", "retries"),
             "retries_dependent": s["retries_dependent"], "reports": s["reports"], "leaked_reports": s["leaked"],
             "failed_verdicts": s["failed_verdicts"], "truncated_share": share("truncated", "samples"),
+            "too_long": s["too_long"],
             "response_length": share("tokens", "samples"), "tokens_sampled": s["tokens"] + s["retry_tokens"]}
 
 
@@ -165,7 +169,9 @@ class Run:
     """Counters and files of one run.  Only rank 0 writes, and nothing before open()."""
 
     # Settings that may change when a run is resumed; any other change would be another experiment.
-    FREE = {"resume", "stop_after", "output_dir", "eval_every", "save_every", "device", "micro_batch_tokens"}
+    FREE = {"resume", "stop_after", "output_dir", "eval_every", "save_every", "device", "micro_batch_tokens", "attention",
+            "gradient_checkpointing", "offload_reference", "engine_memory", "tensor_parallel", "barrier",
+            "judge_concurrency", "judge_timeout", "judge_max_failed"}
 
     def __init__(self, config, rank: int, world: int):
         self.rank, self.world = rank, world
@@ -215,7 +221,8 @@ class Run:
         except json.JSONDecodeError:
             raise UsageError(f"--resume: {file} is broken") from None
         for name in sorted(set(now) - self.FREE):
-            if before.get(name) != now[name]:
+            moved = name == "verifier" and "://" in now[name] and "://" in str(before.get(name))    # a server's address
+            if before.get(name) != now[name] and not moved:
                 raise UsageError(f"--resume: {name} was {before.get(name)!r} in this run and is {now[name]!r} now")
 
     def _cut_back(self, file: Path) -> None:
