@@ -38,10 +38,10 @@ from config import Config, UsageError, first_line, read_config
 from data import DataError, Processor, Prompt, Query, batch_order, load_queries
 from eval import measure, summarise, table
 from judge import LocalChat, OpenAIChat
-from policy import Policy, all_gather, all_sum, model_fingerprint
+from policy import Policy, all_gather, all_sum
 from report import write_report
 from reward import JudgeError, Verdict, Verifier, VerifierUnreliable
-from runs import Rollout, Run, read_recording, record, replay, statistics, write_atomic
+from runs import Rollout, Run, model_fingerprint, read_recording, record, replay, statistics, write_atomic
 from sampler import HFEngine, Sample, VLLMEngine
 
 

@@ -507,15 +507,3 @@ def micro_batches(rows: list[Row], budget: int, packed: bool = False) -> list[li
         else:
             batches.append([piece])
     return batches
-
-
-def model_fingerprint(folder: str | Path) -> str:
-    """The architecture of a checkpoint as one string: a run is only resumed with the model it was started with."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder).to_dict()                       # a folder or a hub id
-    text, vision = config.get("text_config", {}), config.get("vision_config", {})
-    return ", ".join(f"{k}={v}" for k, v in [
-        ("type", config.get("model_type")), ("hidden", text.get("hidden_size")),
-        ("layers", text.get("num_hidden_layers")), ("vocab", text.get("vocab_size")),
-        ("vision_depth", vision.get("depth")), ("vision_hidden", vision.get("hidden_size"))])

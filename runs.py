@@ -26,7 +26,7 @@ from tqdm import tqdm
 import grpo
 from config import UsageError
 from data import DataError, Processor, Query, save_image
-from policy import Policy, all_sum, model_fingerprint
+from policy import Policy, all_sum
 from reward import Verdict, VerdictStatus, answers_match
 from sampler import Sample, SampleStatus
 
@@ -169,8 +169,8 @@ class Run:
     """Counters and files of one run.  Only rank 0 writes, and nothing before open()."""
 
     # Settings that may change when a run is resumed; any other change would be another experiment.
-    FREE = {"resume", "stop_after", "output_dir", "eval_every", "save_every", "device", "micro_batch_tokens", "attention",
-            "gradient_checkpointing", "offload_reference", "engine_memory", "tensor_parallel", "barrier",
+    FREE = {"resume", "stop_after", "output_dir", "eval_every", "save_every", "device", "micro_batch_tokens",
+            "attention", "gradient_checkpointing", "offload_reference", "engine_memory", "tensor_parallel", "barrier",
             "judge_concurrency", "judge_timeout", "judge_max_failed"}
 
     def __init__(self, config, rank: int, world: int):
@@ -285,6 +285,18 @@ class Run:
 
     def metrics(self) -> list[dict]:
         return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().split("\n") if line]
+
+
+def model_fingerprint(folder: str | Path) -> str:
+    """The architecture of a checkpoint as one string: a run is only resumed with the model it was started with."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder).to_dict()                       # a folder or a hub id
+    text, vision = config.get("text_config", {}), config.get("vision_config", {})
+    return ", ".join(f"{k}={v}" for k, v in [
+        ("type", config.get("model_type")), ("hidden", text.get("hidden_size")),
+        ("layers", text.get("num_hidden_layers")), ("vocab", text.get("vocab_size")),
+        ("vision_depth", vision.get("depth")), ("vision_hidden", vision.get("hidden_size"))])
 
 
 def write_atomic(file: Path, text: str) -> None:

@@ -59,7 +59,7 @@ def test_engine_logprobs_are_the_plain_models(policy, processor, prompts, temper
 
 
 def test_engine_and_trainer_have_one_distribution(policy, processor, prompts):
-    """Ids that may not be sampled have no share in the trainer's log-probs either, however likely the model finds them."""
+    """Ids that may not be sampled have no share in the trainer's log-probs either, however likely they look."""
     from grpo import Member
     from policy import Row
 
