@@ -20,9 +20,10 @@ micro-batches, and each micro-batch holds an image, if only a tiny one that no t
 
 import copy
 import io
+import json
 import math
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from itertools import zip_longest
 from pathlib import Path
 
@@ -101,11 +102,11 @@ class Scorer(torch.nn.Module):
     def forward(self, arguments: dict, where: torch.Tensor, targets: torch.Tensor):
         hidden = self.model.model(**arguments, use_cache=False).last_hidden_state.flatten(0, 1)[where]       # [N, H]
         forbidden = torch.tensor(self.forbidden, device=hidden.device)
-        rest = (self.temperature, forbidden)
-        if len(hidden) <= LOGIT_ROWS:
-            return grpo.token_logprob(hidden, self.model.lm_head.weight, targets, *rest)
-        # The logits of 16k tokens and 152k words are 10 GB, several times over: a part at a time, made again backward.
-        parts = [checkpoint(grpo.token_logprob, h, self.model.lm_head.weight, t, *rest, use_reentrant=False)
+        score = grpo.token_logprob
+        if len(hidden) > LOGIT_ROWS:
+            # The logits of 16k tokens and 152k words are 10 GB, several times over: in parts, made again going back.
+            score = partial(checkpoint, grpo.token_logprob, use_reentrant=False)
+        parts = [score(h, self.model.lm_head.weight, t, self.temperature, forbidden)
                  for h, t in zip(hidden.split(LOGIT_ROWS), targets.split(LOGIT_ROWS))]
         return tuple(map(torch.cat, zip(*parts)))
 
@@ -115,7 +116,7 @@ class Policy:
 
     Sharded as soon as torch.distributed is initialised; every method is then called by all ranks.
       dtype             of the master weights (and of everything else, unless compute_dtype says otherwise)
-      compute_dtype     of forward and backward pass, e.g. bfloat16; sharded policies only
+      compute_dtype     of forward and backward pass and of the reference, e.g. bfloat16; sharded policies only
       attention         'flex' or 'sdpa'; None: flex on CUDA, sdpa elsewhere (flex has no backward pass on CPU)
       freeze_vision     the vision tower keeps its weights
       offload_reference the reference's shards live on the CPU between forward passes (CUDA only)
@@ -136,11 +137,10 @@ class Policy:
         self.model.model.visual.requires_grad_(not freeze_vision)
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self.reference = None
-        if reference:
+        self.scorer, self.reference = self._scorer(self.model, temperature), None
+        if reference:                                  # after the shards: two whole models would need the host's memory
             start = self._load() if self.sharded else copy.deepcopy(self.model)
             self.reference = self._scorer(start.eval().requires_grad_(False), temperature, offload_reference)
-        self.scorer = self._scorer(self.model, temperature)
         self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         self.learning_rate, self.min_lr_ratio = learning_rate, min_lr_ratio
         self.total_steps, self.warmup_steps = total_steps, warmup_steps
@@ -178,7 +178,8 @@ class Policy:
         dtype = self.dtype if any(p.requires_grad for p in model.parameters()) else self.compute_dtype
         for unit in [*model.model.visual.blocks, *model.model.language_model.layers, scorer]:
             # Resharded after the forward pass at the root too: outside a pass every parameter is a shard.
-            fully_shard(unit.to(dtype), mesh=mesh, reshard_after_forward=True,
+            cast(unit, dtype)
+            fully_shard(unit, mesh=mesh, reshard_after_forward=True,
                         mp_policy=MixedPrecisionPolicy(self.compute_dtype, self.dtype),
                         offload_policy=CPUOffloadPolicy() if offload else OffloadPolicy())
         return scorer
@@ -191,7 +192,7 @@ class Policy:
 
     def whole_copy(self):
         """An unsharded, frozen model with these dimensions, for an engine that needs one; load_weights() fills it."""
-        return self._load().to(self.device, self.compute_dtype).eval().requires_grad_(False)
+        return cast(self._load(), self.compute_dtype).to(self.device).eval().requires_grad_(False)
 
     # ---------------------------------------------------------------------------------------------- forward
 
@@ -303,7 +304,7 @@ class Policy:
         sums = {} if sums is None else sums
         members = [m for row in rows for m in row.members]
         count = max(sum(len(m.ids) for m in members) if settings.token_mean else len(members), 1)   # THE division
-        self.optimizer.zero_grad(set_to_none=False)
+        self.optimizer.zero_grad()
         for i, batch in enumerate(self._deal(rows, settings.micro_batch_tokens)):
             loss = self._loss(batch, None if old is None else old[i], settings, sums, count)
             (loss * self.world / count).backward()             # FSDP averages over ranks, we want the sum
@@ -324,11 +325,10 @@ class Policy:
         sampled_T = per_token(lambda m: bool(m.logprobs), torch.bool)
         given_T = torch.tensor([v for m in members for v in (m.logprobs or [0.0] * len(m.ids))], device=self.device)
         engine_T = torch.where(sampled_T, given_T, logp_T.detach())
-        if old_T is not None:
-            old_T = torch.where(sampled_T, old_T, logp_T.detach())
-        else:
-            # One update per batch: the policy has not moved since sampling, so old = current and ρ = 1 exactly.
-            old_T = self._with_stage2_trap(logp_T.detach(), engine_T, on_policy_T, settings)
+        # One update per batch: the policy has not moved since sampling, so old = current and ρ = 1 exactly.
+        old_T = logp_T.detach() if old_T is None else torch.where(sampled_T, old_T, logp_T.detach())
+        if settings.stage2_old_logprob:
+            old_T = torch.where(on_policy_T, old_T, engine_T)
         # Engine and trainer are two programs.  Their gap is corrected for on-policy members only: for rolled-back
         # ones the difference is the CONTEXT GAP (how much the report raised the token), which is the lesson itself.
         gap_T = old_T - engine_T
@@ -351,20 +351,10 @@ class Policy:
         sums["engine_gap_max"] = max([sums.get("engine_gap_max", 0.0), *(gap_T.abs() * on_policy_T).tolist()])
         return loss
 
-    def _with_stage2_trap(self, old_T, engine_T, on_policy_T, settings: UpdateSettings) -> torch.Tensor:
-        return torch.where(on_policy_T, old_T, engine_T) if settings.stage2_old_logprob else old_T
-
     @torch.no_grad()
     def _old_logprobs(self, rows: list[Row], settings: UpdateSettings) -> list[torch.Tensor]:
         """With several updates per batch: log-probs before the first, in the same micro-batches as the updates."""
-        out = []
-        for batch in self._deal(rows, settings.micro_batch_tokens):
-            members = [m for row in batch for m in row.members]
-            engine_T = torch.tensor([v for m in members for v in (m.logprobs or [0.0] * len(m.ids))],
-                                    device=self.device)
-            on_policy_T = torch.tensor([not m.rolled_back for m in members for _ in m.ids], device=self.device)
-            out.append(self._with_stage2_trap(self.logprobs(self.pack(batch))[0], engine_T, on_policy_T, settings))
-        return out
+        return [self.logprobs(self.pack(batch))[0] for batch in self._deal(rows, settings.micro_batch_tokens)]
 
     def _optimizer_step(self, rows, old, step: int, settings: UpdateSettings, sums: dict) -> None:
         self.gradient(rows, settings, old, sums)
@@ -378,6 +368,7 @@ class Policy:
             parameters["lr"] = sums["learning_rate"]
         if norm > 0:                          # nothing to learn from: do not let AdamW's momentum move the weights
             self.optimizer.step()
+        self.optimizer.zero_grad()            # their memory is the engine's while it samples
 
     def learning_rate_at(self, step: int) -> float:
         """Linear warm-up, then cosine down to min_lr_ratio (the paper's `cosine_with_min_lr`); step counts from 1."""
@@ -406,6 +397,10 @@ class Policy:
                 whole[name] = tensor.detach().cpu()
         if self.rank == 0:
             self.model.save_pretrained(folder, state_dict=whole)
+            config = json.loads((folder / "config.json").read_text())
+            for part in (config, config.get("text_config", {}), config.get("vision_config", {})):
+                part["dtype"] = str(self.compute_dtype)[6:]                     # of the file, not of the master weights
+            (folder / "config.json").write_text(json.dumps(config, indent=2))
             self.processor.save(folder)
 
     def load(self, folder: Path) -> None:
@@ -441,6 +436,13 @@ class Policy:
                     self.optimizer.state[p] = state
 
 
+def cast(module: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+    """Parameters only: a rotary frequency rounded to bf16 would turn the far positions by whole radians."""
+    for p in module.parameters():
+        p.data = p.data.to(dtype)
+    return module
+
+
 def local(tensor: torch.Tensor) -> torch.Tensor:
     """This rank's shard of a sharded tensor; any other as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
@@ -466,18 +468,20 @@ def tree_block_mask(row_of: torch.Tensor, owner: torch.Tensor):
                 & ((owner[line, key] == 0) | (owner[line, key] == owner[line, query])))
 
     lines, length = row_of.shape
-    return create_block_mask(sees, lines, None, length, length, device=row_of.device, _compile=row_of.is_cuda)
+    return compiled(create_block_mask, row_of.is_cuda)(sees, lines, None, length, length, device=row_of.device)
 
 
 @lru_cache
-def flex_kernel(compiled: bool):
-    from torch.nn.attention.flex_attention import flex_attention
-    return torch.compile(flex_attention) if compiled else flex_attention
+def compiled(function, cuda: bool):
+    return torch.compile(function) if cuda else function
 
 
 def tree_attention(module, query, key, value, attention_mask, scaling=None, **_):
     """Attention function for transformers: [batch, heads, L, head size] -> [batch, L, heads, head size]."""
-    out = flex_kernel(query.is_cuda)(query, key, value, block_mask=attention_mask, scale=scaling, enable_gqa=True)
+    from torch.nn.attention.flex_attention import flex_attention
+
+    out = compiled(flex_attention, query.is_cuda)(query, key, value, block_mask=attention_mask, scale=scaling,
+                                                  enable_gqa=True)
     return out.transpose(1, 2), None
 
 
