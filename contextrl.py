@@ -19,6 +19,7 @@ Kept from the paper: all of the above.  Decided by us where the paper is silent:
 the README.  Not here: tools, multi-turn, asynchronous rollouts, a reward model that learns.
 """
 
+import gc
 import json
 import os
 import sys
@@ -99,8 +100,9 @@ def build_verifiers(config: Config, run: Run, queries: list[Query], chat, engine
     settings = {"concurrency": config.judge_concurrency, "max_failed_share": config.judge_max_failed}
     verifier = Verifier(chat, config.verifier_context, **settings)
     run.print(f"verifier {config.verifier}: {verifier.stops_after()}")
-    exact = all(toy.FACTS <= set(q.facts) for q in queries)
-    return verifier, toy.ToyVerifier("solution") if exact else Verifier(chat, "solution", **settings)
+    if all(toy.FACTS <= set(q.facts) for q in queries):
+        return verifier, toy.ToyVerifier("solution")
+    return verifier, verifier if config.verifier_context == "solution" else Verifier(chat, "solution", **settings)
 
 
 def build_policy(config: Config, run: Run, device: str) -> tuple[Processor, Policy]:
@@ -187,7 +189,7 @@ def one_after_the_other(engine, processor: Processor, batch_P: list[Query], prom
     `sampler.two_stages` draws the same without the waiting in between."""
     def verify(queries_P: list[Query], samples_P_G: list[list[Sample]]) -> list[list[Verdict]]:
         flat = [(q, sample.text) for q, samples_G in zip(queries_P, samples_P_G, strict=True) for sample in samples_G]
-        verdicts = iter(engine.share(verifier.judge(*map(list, zip(*flat))) if engine.leader and flat else []))
+        verdicts = iter(sampler.by_leader(engine, lambda: verifier.judge(*map(list, zip(*flat)))) if flat else [])
         return [[next(verdicts) for _ in samples_G] for samples_G in samples_P_G]
 
     samples_P_G = sampler.stage1(engine, prompts_P, ids_P, group_size, seed_key)
@@ -350,9 +352,14 @@ def train(config: Config) -> Path:
             at_end = run.step == config.steps
             due = at_end or config.eval_every and run.step % config.eval_every == 0
             if heldout and due and not config.rollout_only:
-                metrics["eval"] = evaluate()
-                if at_end:
-                    metrics["eval_greedy"] = evaluate(0.0)
+                try:
+                    metrics["eval"] = evaluate()
+                    if at_end:
+                        metrics["eval_greedy"] = evaluate(0.0)
+                except VerifierUnreliable:
+                    run.log(metrics)                                       # the step itself is done and kept
+                    run.save(policy)
+                    raise
             run.log(metrics)
             if not config.rollout_only and (run.step % config.save_every == 0 or run.step == last):
                 run.save(policy)
@@ -391,14 +398,17 @@ def main() -> None:
     try:
         train(read_config(sys.argv[1:]))
     except (UsageError, DataError, JudgeError) as error:
-        if int(os.environ.get("RANK", 0)) == 0:
-            print(f"error: {error}", file=sys.stderr)
+        rank = int(os.environ.get("RANK", 0))
+        if rank:                    # most errors are those of all ranks: rank 0 says it and torchrun ends the others
+            time.sleep(5)
+        print(f"error{f' on rank {rank}' if rank else ''}: {error}", file=sys.stderr)
         sys.exit(2)
     except (VerifierUnreliable, FloatingPointError) as error:           # raised on all ranks
         if int(os.environ.get("RANK", 0)) == 0:
             print(f"stopped: {error}; --resume goes on from the last checkpoint", file=sys.stderr)
         sys.exit(3)
     finally:
+        gc.collect()                # gloo aborts a process whose group goes while a sharded model still holds it
         if dist.is_initialized() and "vllm" not in sys.modules:        # vLLM clears up at exit, the groups included
             dist.destroy_process_group()
 

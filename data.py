@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 
 class DataError(ValueError):
@@ -136,8 +136,16 @@ def save_image(image: str | bytes, folder: Path, name: str, replace: bool = Fals
             target.write_bytes(image)
         else:
             with Image.open(image) as picture:
-                picture.convert("RGB").save(target)
+                as_seen(picture).save(target)
     return f"{folder.name}/{target.name}"
+
+
+def as_seen(picture: Image.Image) -> Image.Image:
+    """RGB as people and judges see it: turned as its EXIF data say, on white where it is transparent."""
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
+    return picture.convert("RGB")
 
 
 def batch_order(size: int, epoch: int, seed: int) -> np.ndarray:
@@ -193,7 +201,7 @@ class Processor:
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
         with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as file:
-            picture = file.convert("RGB")
+            picture = as_seen(file)
         own = self.image_processor
         height, width = smart_resize(picture.height, picture.width, own.patch_size * own.merge_size,
                                      own.size["shortest_edge"], own.size["longest_edge"])
@@ -232,7 +240,7 @@ class Processor:
         `message` holds a judge's words: special tokens in it are removed, they could open or close turns.
         """
         for token in self.special_tokens:
-            message = message.replace(token, "")
+            message = message.replace(token, " ")              # not "": what is left and right might join to another
         marker = "@@response@@"
         turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": marker},
                  {"role": "user", "content": message}]

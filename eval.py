@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from data import Processor, Query
 from reward import VerdictStatus, answers_match
-from sampler import Request, SampleStatus, seed_of
+from sampler import Request, SampleStatus, by_leader, seed_of
 
 
 def measure(engine, processor: Processor, queries: list[Query], verifier, temperature: float, seed_key: tuple,
@@ -25,7 +25,8 @@ def measure(engine, processor: Processor, queries: list[Query], verifier, temper
         part = mine[start:start + 256]
         samples = [s[0] for s in engine.generate(
             [Request(processor.prompt(q), [seed_of(*seed_key, q.id)]) for q in part], temperature=temperature)]
-        for query, sample, verdict in zip(part, samples, verifier.judge(part, [s.text for s in samples]), strict=True):
+        verdicts = by_leader(engine, lambda: verifier.judge(part, [s.text for s in samples]))
+        for query, sample, verdict in zip(part, samples, verdicts, strict=True):
             records.append({"id": query.id, "family": query.family, "text": sample.text,
                             "answer": answers_match(sample.text, query.answer), "process": verdict.reward,
                             "failed": verdict.status is VerdictStatus.FAILED,

@@ -7,25 +7,29 @@ of a reward.Verifier.
 import argparse
 import base64
 import hashlib
+import io
 import json
 import math
 import os
 import random
 import re
 import socket
+import subprocess
 import sys
 import threading
 import time
 from collections import Counter
 from contextlib import suppress
+from functools import lru_cache
 from http.client import HTTPConnection, HTTPException, HTTPSConnection, IncompleteRead
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import torch
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from data import REQUIRED, DataError, Query
+from data import REQUIRED, DataError, Query, as_seen
 from reward import (
     VERDICT_SCHEMA,
     JudgeError,
@@ -46,19 +50,30 @@ class Transient(JudgeError):
 
 # ----------------------------------------------------------------------------------------- the servers of a judge
 
-NETWORK_ERRORS = {TimeoutError: "TimeoutError", ConnectionRefusedError: "connection refused",      # the first that fits
-                  ConnectionError: "connection reset", OSError: "cannot connect", IncompleteRead: "half an answer",
-                  HTTPException: "not an HTTP answer"}
+NETWORK_ERRORS = (         # the first that fits
+    (TimeoutError, "TimeoutError"), (ConnectionRefusedError, "connection refused"),
+    (ConnectionError, "connection reset"), (OSError, "cannot connect"), (IncompleteRead, "half an answer"),
+    (HTTPException, "not an HTTP answer"))
 IMAGE_FORMATS = {"png": rb"\x89PNG", "jpeg": rb"\xff\xd8\xff", "gif": rb"GIF8", "webp": rb"RIFF....WEBP", "bmp": rb"BM"}
 
 
+@lru_cache(maxsize=64)                     # a picture is judged with each of its responses
 def data_url(image: str | bytes) -> str:
-    """The very bytes of an image file, in the form of the chat protocol; its first bytes tell the format."""
-    data = image if isinstance(image, bytes) else Path(image).read_bytes()
-    for name, magic in IMAGE_FORMATS.items():
-        if re.match(magic, data, re.DOTALL):
-            return f"data:image/{name};base64,{base64.b64encode(data).decode()}"
-    raise JudgeError("unknown image format", f"known are {', '.join(IMAGE_FORMATS)}")
+    """The very bytes of an image file, in the form of the chat protocol; its first bytes tell the format.  Rarer
+    formats are sent as PNG."""
+    try:
+        data = image if isinstance(image, bytes) else Path(image).read_bytes()
+        for name, magic in IMAGE_FORMATS.items():
+            if re.match(magic, data, re.DOTALL):
+                return f"data:image/{name};base64,{base64.b64encode(data).decode()}"
+        with Image.open(io.BytesIO(data)) as picture:
+            png = io.BytesIO()
+            as_seen(picture).save(png, "PNG")
+    except UnidentifiedImageError:
+        raise JudgeError("unknown image format") from None
+    except OSError as error:
+        raise JudgeError("image cannot be read", str(error)[:200]) from None
+    return f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"
 
 
 def wire(messages: list[dict]) -> list[dict]:
@@ -71,9 +86,10 @@ def wire(messages: list[dict]) -> list[dict]:
 class OpenAIChat:
     """chat(messages) -> text by OpenAI-compatible servers, such as `vllm serve Qwen/Qwen3-VL-32B-Instruct`.
 
-    urls          one or several, with commas between; a call goes to the one with the fewest calls in flight
+    urls          one or several, with commas between; a call goes to the one with the fewest calls in flight, and
+                  for max_wait seconds not to one that did not answer
     model         "" = the only one that is served
-    timeout       seconds for one attempt, however slowly bytes dribble in
+    timeout       seconds for one attempt once it is connected, however slowly bytes dribble in
     tries         attempts, after errors of the moment: time-out, reset, 408, 409, 425, 429, 5xx, broken body; any
                   other error is raised at once, a JudgeError with the server's words
     backoff       a pause is drawn from 0 .. min(max_wait, backoff * 2^attempt) seconds (exponential, full jitter); a
@@ -100,7 +116,14 @@ class OpenAIChat:
         self.counts: Counter = Counter()                        # http_retries, prompt_tokens, completion_tokens
         self.in_flight, self.taken = Counter(), Counter()       # by URL
         self.avoid: dict[str, float] = {}                       # URL that failed -> until when
-        self.lock, self.starting = threading.Lock(), threading.Lock()
+        self.lock, self.starting, self.stopping = threading.Lock(), threading.Lock(), threading.Event()
+        self.key = os.environ.get("OPENAI_API_KEY", "").strip()
+        if not re.fullmatch(r"[!-~]*", self.key):
+            raise JudgeError("bad OPENAI_API_KEY", "it has blanks or letters that no header can carry")
+
+    def stop(self) -> None:
+        """No further attempts: what is on its way ends, at the latest by its time-out."""
+        self.stopping.set()
 
     @property
     def max_seconds(self) -> float:
@@ -135,13 +158,14 @@ class OpenAIChat:
             except JudgeError as problem:
                 error = problem
             finally:
-                self._give_back(url, failed=isinstance(error, Transient))
-            if not isinstance(error, Transient) or attempt == self.tries - 1:
+                # A server that says it is busy is there: it keeps its share.
+                self._give_back(url, failed=isinstance(error, Transient) and not error.name.startswith("HTTP 4"))
+            if not isinstance(error, Transient) or attempt == self.tries - 1 or self.stopping.is_set():
                 break
             with self.lock:
                 self.counts["http_retries"] += 1
             pause = random.uniform(0, min(self.max_wait, self.backoff * 2 ** attempt))
-            time.sleep(max(pause, min(error.wait, self.max_wait)))
+            self.stopping.wait(max(pause, min(error.wait, self.max_wait)))
         row |= {"url": url, "seconds": time.monotonic() - start, "attempts": attempt + 1,
                 "status": "failed" if error else "ok", "error": str(error or "")}
         with self.lock:
@@ -181,8 +205,7 @@ class OpenAIChat:
         """Body of the answer if its status is 200; else JudgeError, Transient if it may go away by itself."""
         timeout, parts = min(timeout, self.timeout), urlsplit(url + path)
         deadline = time.monotonic() + timeout
-        key = os.environ.get("OPENAI_API_KEY", "").strip()
-        headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
+        headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {self.key}"} if self.key else {})}
         connection = (HTTPSConnection if parts.scheme == "https" else HTTPConnection)(
             parts.hostname, parts.port, timeout=timeout)
         watchdog = None
@@ -198,7 +221,7 @@ class OpenAIChat:
                 raise TimeoutError
         except (OSError, HTTPException) as error:
             late = time.monotonic() >= deadline or isinstance(error, TimeoutError)
-            name = "TimeoutError" if late else next(n for kind, n in NETWORK_ERRORS.items() if isinstance(error, kind))
+            name = "TimeoutError" if late else next(n for kind, n in NETWORK_ERRORS if isinstance(error, kind))
             raise Transient(name, f"no answer in {timeout:g} s" if late else str(error)[:200]) from None
         finally:
             if watchdog:
@@ -252,74 +275,101 @@ def read_completion(raw: bytes, usage: dict) -> str:
 # ---------------------------------------------------------------------------------------------- on the same GPUs
 
 class LocalChat:
-    """A judge model on this rank's GPU, in a vLLM process of its own: it sleeps while the policy's engine is awake and
-    the other way round, so each may have most of the memory.  (vLLM's sleep mode serves one engine per process.)
+    """A judge model on this rank's GPU, in a process of its own: it sleeps while the policy's engine is awake and the
+    other way round, so each may have most of the memory.  (vLLM's sleep mode serves one engine per process.)
 
-    `policy_engine` has sleep() and wake(); answers are greedy, of up to max_tokens, JSON of VERDICT_SCHEMA.
+    `policy_engine` has sleep() and wake(); answers are greedy, of up to max_tokens, JSON of `schema`.  The process is
+    this file (`serve` below), one line of JSON per batch each way.  It ends when its input does, so also with us.
     """
 
     def __init__(self, model: str, policy_engine, max_context: int = 8192, max_tokens: int = 2048,
-                 memory_share: float = 0.8):
+                 memory_share: float = 0.8, schema: dict = VERDICT_SCHEMA):
         local = int(os.environ.get("LOCAL_RANK", 0))
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(local + 1)))
-        ours = {name: value for name, value in os.environ.items()
-                if name.startswith("TORCHELASTIC") or name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE",
-                                                               "MASTER_ADDR", "MASTER_PORT", "CUDA_VISIBLE_DEVICES")}
-        policy_engine.sleep()
-        try:                                   # its process must not take itself for a rank of the training
-            for name in ours:
-                del os.environ[name]
-            os.environ |= {"CUDA_VISIBLE_DEVICES": visible.split(",")[local], "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
-            for name, value in (("VLLM_CPU_KVCACHE_SPACE", "1"), ("VLLM_LOGGING_LEVEL", "ERROR")):
-                os.environ.setdefault(name, value)
-            from vllm import LLM, SamplingParams
-            from vllm.sampling_params import StructuredOutputsParams
-
-            # No blanks of its own choice in the JSON: a small model can go on writing them until it runs out of tokens.
-            device = ({"enable_sleep_mode": True, "gpu_memory_utilization": memory_share}
-                      if torch.cuda.is_available() else {"dtype": "float32", "enforce_eager": True})
-            self.llm = LLM(model=model, max_model_len=max_context, seed=0, generation_config="vllm",
-                           limit_mm_per_prompt={"video": 0}, structured_outputs_config={
-                               "backend": "xgrammar", "disable_any_whitespace": True}, **device)
-        finally:
-            del os.environ["CUDA_VISIBLE_DEVICES"]
-            os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"} | ours
-        self.params = SamplingParams(temperature=0.0, max_tokens=max_tokens,
-                                     structured_outputs=StructuredOutputsParams(json=VERDICT_SCHEMA))
+        # It must not take itself for a rank of the training.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC") and name
+                       not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
+        environment |= {"CUDA_VISIBLE_DEVICES": visible.split(",")[local], "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
         self.policy_engine, self.counts = policy_engine, Counter()
-        self.llm.sleep(level=1)
+        settings = {"max_context": max_context, "max_tokens": max_tokens, "memory_share": memory_share,
+                    "schema": schema}
+        policy_engine.sleep()
+        self.process = subprocess.Popen([sys.executable, __file__, model, json.dumps(settings)], env=environment,
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8")
+        self._answer()
         policy_engine.wake()
 
     def batch(self, conversations: list[list[dict]]) -> list[str | JudgeError]:
         """One answer to each, in order.  The policy's engine sleeps meanwhile."""
+        asked, answers = [], []
+        for messages in conversations:
+            try:
+                asked.append(wire(messages))
+                answers.append(None)
+            except JudgeError as error:                         # a picture that cannot be read
+                answers.append(error)
         self.policy_engine.sleep()
-        self.llm.wake_up()
         try:
-            outputs = self._chat([wire(messages) for messages in conversations])
+            self.process.stdin.write(json.dumps(asked) + "\n")
+            self.process.stdin.flush()
+            found = iter(self._answer())
+        except BrokenPipeError:
+            self._answer()
+            raise
         finally:
-            self.llm.sleep(level=1)
             self.policy_engine.wake()
-        answers = []
-        for output in outputs:
-            if isinstance(output, JudgeError):
-                answers.append(output)
-                continue
-            end, = output.outputs
-            self.counts.update(prompt_tokens=len(output.prompt_token_ids), completion_tokens=len(end.token_ids))
-            answers.append(JudgeError("verdict cut off at max_tokens") if end.finish_reason == "length" else end.text)
+        for i in [i for i, answer in enumerate(answers) if answer is None]:
+            text, error, read, written = next(found)
+            self.counts.update(prompt_tokens=read, completion_tokens=written)
+            answers[i] = JudgeError(*error) if error else text
         return answers
 
-    def _chat(self, conversations: list) -> list:
+    def _answer(self) -> list:
+        line = self.process.stdout.readline()
+        if not line:
+            raise VerifierUnreliable(f"the judge's process has ended with exit code {self.process.wait(timeout=60)}")
+        return json.loads(line)
+
+
+def serve(model: str, max_context: int, max_tokens: int, memory_share: float, schema: dict) -> None:
+    """The other end: sleeps; for each line of conversations it wakes and answers [[text, error, tokens, tokens]]."""
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)                                               # whatever else prints does not print to the policy
+    for name, value in (("VLLM_CPU_KVCACHE_SPACE", "1"), ("VLLM_LOGGING_LEVEL", "ERROR")):
+        os.environ.setdefault(name, value)
+    from vllm import LLM, SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
+
+    # No blanks of its own choice in the JSON: a small model can go on writing them until it runs out of tokens.
+    device = ({"enable_sleep_mode": True, "gpu_memory_utilization": memory_share}
+              if torch.cuda.is_available() else {"dtype": "float32", "enforce_eager": True})
+    llm = LLM(model=model, max_model_len=max_context, seed=0, limit_mm_per_prompt={"video": 0},
+              structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True}, **device)
+    params = SamplingParams(temperature=0.0, max_tokens=max_tokens,
+                            structured_outputs=StructuredOutputsParams(json=schema))
+
+    def answer(conversations: list) -> list:
         """vLLM refuses a batch for one prompt that is too long: halves of it, until that one stands alone."""
         from vllm.exceptions import VLLMValidationError
 
         try:
-            return self.llm.chat(conversations, self.params, use_tqdm=False)
+            outputs = llm.chat(conversations, params, use_tqdm=False) if conversations else []
         except VLLMValidationError as error:
             if len(conversations) == 1:
-                return [JudgeError("refused by the engine", " ".join(str(error).split())[:200])]
+                return [["", ["refused by the engine", " ".join(str(error).split())[:200]], 0, 0]]
             half = len(conversations) // 2
-            return self._chat(conversations[:half]) + self._chat(conversations[half:])
+            return answer(conversations[:half]) + answer(conversations[half:])
+        cut = ["verdict cut off at max_tokens"]
+        return [[end.text, cut if end.finish_reason == "length" else None, len(o.prompt_token_ids), len(end.token_ids)]
+                for o in outputs for end in o.outputs]
+
+    llm.sleep(level=1)
+    print("[]", file=replies, flush=True)                       # ready
+    for line in sys.stdin:
+        llm.wake_up()
+        answers = answer(json.loads(line))
+        llm.sleep(level=1)
+        print(json.dumps(answers), file=replies, flush=True)
 
 
 # ------------------------------------------------------------------------------------------------ judging a file
@@ -439,3 +489,7 @@ def print_table(rows: list[dict], total: int) -> None:
                         ("answer right, judged wrong", f"{harsh}  (would be false positives of an answer-only reward)"),
                         ("answer wrong, judged right", f"{lenient}  (suspicious: the judge, or the rule check)")]:
         print(f"  {name:40s} {value}")
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], **json.loads(sys.argv[2]))

@@ -58,6 +58,11 @@ def all_gather(value) -> list:
     return values
 
 
+def in_batch_order(shares: list[list]) -> list:
+    """What the ranks hold, in the order of the batch: of n that sample, the r-th takes items r, r + n, ... of it."""
+    return [item for across in zip_longest(*shares) for item in across if item is not None]
+
+
 @dataclass
 class Row:
     """A prompt and some of the responses to it."""
@@ -243,7 +248,7 @@ class Policy:
         """One batch of groups -> `minibatches` optimiser steps.  All ranks call it, each with the groups it sampled
         (or none): they are put back into the batch's order and dealt anew, so the update is that of one process."""
         sums: dict[str, float] = {}
-        rows = [Row(g.prompt, g.members) for g in self._all_groups(groups)
+        rows = [Row(g.prompt, g.members) for g in in_batch_order(all_gather(groups))
                 if g.kind in (grpo.GroupKind.ONLINE, grpo.GroupKind.MIXED)]
         parts = [rows[i::settings.minibatches] for i in range(settings.minibatches)]
         old = [self._old_logprobs(part, settings) for part in parts] if settings.minibatches > 1 else [None]
@@ -273,10 +278,6 @@ class Policy:
                 "rolled_back_gradient_share": total["rolled_back_mass"]
                 / max(total["rolled_back_mass"] + total["on_policy_mass"], 1e-12),
                 "trained_tokens": total["tokens"]}
-
-    def _all_groups(self, groups: list[grpo.Group]) -> list[grpo.Group]:
-        """Groups of all ranks in the order of the batch: rank r sampled queries r, r + replicas, ... of it."""
-        return [g for across in zip_longest(*all_gather(groups)) for g in across if g is not None]
 
     def _deal(self, rows: list[Row], budget: int) -> list[list[Row]]:
         """-> this rank's micro-batches.  Every rank gets about the same number of tokens and the same number of

@@ -171,19 +171,25 @@ VERDICT_SCHEMA = {
                    "Correctness": {"type": "integer", "enum": [0, 1]}, "Mistake Report": {"type": "string"}}}
 
 
+def plain_text(text: str) -> str:
+    """Special tokens of chat templates (<|im_end|>, </think>, ...), spelt out in ordinary ones, would become real in the
+    judge's tokenizer: end its turn, open another, add a place for an image."""
+    return re.sub(r"<(?=\||/?think|/?tool_|/?vision|start_of_|end_of_)", "< ", text)
+
+
 def judge_messages(query: Query, response: str, context: str, again: bool = False) -> list[dict]:
     """Chat messages for one verdict: the images, then one text.  Image parts carry the path or bytes of the query.
 
     `again`: the first output could not be read.  The same words would bring the same output at temperature 0.
     """
-    reference = {"none": "", "answer": f"Reference answer:\n{query.answer}\n\n",
-                 "solution": f"Reference solution:\n{query.solution}\n\n"}[context]
-    # The boundary depends on the response, so a response cannot contain its own.
+    reference = {"none": "", "answer": f"Reference answer:\n{plain_text(query.answer)}\n\n",
+                 "solution": f"Reference solution:\n{plain_text(query.solution)}\n\n"}[context]
+    # The boundary depends on the response: one that contains its own would be a fixed point of the hash.
     boundary = "=====" + hashlib.sha256(response.encode()).hexdigest()[:16] + "====="
     reminder = "An earlier output of yours was not exactly this object. " if again else ""
     text = "\n\n".join([ROLE, CONSISTENCY[context], CORRECTNESS[context], REPORT, OUTPUT]) + (
-        f"\n\nQuestion:\n{query.question}\n\n{reference}"
-        f"Generated solution:\n{boundary}\n{response}\n{boundary}\n\n{reminder}Your JSON object:")
+        f"\n\nQuestion:\n{plain_text(query.question)}\n\n{reference}"
+        f"Generated solution:\n{boundary}\n{plain_text(response)}\n{boundary}\n\n{reminder}Your JSON object:")
     return [{"role": "user", "content": [{"type": "image", "image": image} for image in query.images]
              + [{"type": "text", "text": text}]}]
 
@@ -294,7 +300,8 @@ class Verifier:
     n = floor(max_failed_share * window) + 1 failures, also before the window is full.  A dead judge is therefore asked
     for at most n + concurrency - 1 verdicts, `attempts` calls each, and for at most
     (ceil(n / concurrency) + 1) * attempts * (longest seconds of a call: chat.max_seconds) seconds.  (Batches are asked
-    for whole.)
+    for whole.)  It then stays given up, and stops the pauses and retries of a backend that has stop().  The window is
+    this object's: every rank has its own.
     """
 
     METRICS = ("verdicts", "by_rule", "calls", "asked_again", "failed", "leaked", "seconds", "http_retries",
@@ -310,6 +317,7 @@ class Verifier:
         self.recent: deque[str] = deque(maxlen=window)          # name of the failure, "" for a verdict
         self.reported: dict[str, float] = {}
         self.last_error, self.lock = "", threading.Lock()
+        self.given_up = ""                                      # why; whoever asks after that hears it at once
 
     def judge(self, queries: list[Query], responses: list[str]) -> list[Verdict]:
         """One verdict per (query, response), in order; calls run side by side."""
@@ -329,6 +337,8 @@ class Verifier:
         return self._judge([(query, response)], ask)[0]
 
     def _judge(self, pairs: list[tuple[Query, str]], ask) -> list[Verdict]:
+        if self.given_up:
+            raise VerifierUnreliable(self.given_up)
         verdicts = [self._by_rule(response) for _, response in pairs]
         # The failure window is about the judge, so it has no place for these: a policy that says nothing would hide
         # a dead judge behind them.
@@ -379,8 +389,11 @@ class Verifier:
             bad = Counter(filter(None, self.recent))
         if failed and bad.total() > self.max_failed_share * self.window:
             why = ", ".join(f"{n} x {name}" for name, n in bad.most_common())
-            raise VerifierUnreliable(f"{bad.total()} of the last {len(self.recent)} verdicts failed ({why}; last: "
-                                     f"{self.last_error}); {self.stops_after()}")
+            self.given_up = (f"{bad.total()} of the last {len(self.recent)} verdicts failed ({why}; last: "
+                             f"{self.last_error}); {self.stops_after()}")
+            if hasattr(self.chat, "stop"):
+                self.chat.stop()
+            raise VerifierUnreliable(self.given_up)
 
     def stops_after(self) -> str:
         """The bound of the class's docstring, in words."""

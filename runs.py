@@ -26,7 +26,7 @@ from tqdm import tqdm
 import grpo
 from config import UsageError
 from data import DataError, Processor, Query, save_image
-from policy import Policy, all_sum
+from policy import Policy, all_gather, all_sum, in_batch_order
 from reward import Verdict, VerdictStatus, answers_match
 from sampler import Sample, SampleStatus
 
@@ -175,13 +175,10 @@ class Run:
 
     def __init__(self, config, rank: int, world: int):
         self.rank, self.world = rank, world
-        name = [config.output_dir or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{config.method}"]
-        if world > 1:
-            dist.broadcast_object_list(name)                # the clock may differ between ranks
-        self.folder = Path(name[0])
+        self.folder = Path(self._first(config.output_dir or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{config.method}"))
         self.step, self.cursor, self.tokens_sampled, self.seconds, self.start_time = 0, 0, 0, 0.0, time.time()
         checkpoints = sorted((self.folder / "checkpoints").glob("step-*"))
-        self.checkpoint = checkpoints[-1] if config.resume and checkpoints else None
+        self.checkpoint = self._first(checkpoints[-1] if config.resume and checkpoints else None)
         if config.resume:
             self._check_same_run(asdict(config))
         elif (self.folder / "metrics.jsonl").exists():
@@ -196,6 +193,13 @@ class Run:
         elif config.resume:
             self.print(f"no checkpoint in {self.folder} yet: starting from the first step")
 
+    def _first(self, value):
+        """Rank 0's value on all ranks: clocks differ, and so may views of a network disk."""
+        box = [value]
+        if self.world > 1:
+            dist.broadcast_object_list(box)
+        return box[0]
+
     def open(self, config) -> None:
         """Makes the folder, once everything else is known to work."""
         self.barrier()                                      # every rank has looked before rank 0 writes
@@ -205,6 +209,9 @@ class Run:
             for file in ("metrics.jsonl", "rollouts.jsonl"):
                 self._cut_back(self.folder / file)
             write_atomic(self.folder / "config.json", json.dumps(asdict(config), indent=2))
+        self.barrier()
+        if not all(all_gather(self.folder.is_dir())):
+            raise UsageError(f"{self.folder} is not on a disk that all ranks see")
 
     def state(self) -> dict:
         try:
@@ -241,11 +248,8 @@ class Run:
             tqdm.write(" ".join(map(str, text)))
 
     def append(self, file: str, rows: list[dict]) -> None:
-        """Adds rows, those of all ranks in the order of ranks."""
-        if self.world > 1:
-            shares = [None] * self.world if self.rank == 0 else None
-            dist.gather_object(rows, shares)
-            rows = [row for share in shares for row in share] if self.rank == 0 else []
+        """Adds rows, those of all ranks in the order of the batch."""
+        rows = in_batch_order(all_gather(rows))
         if self.rank == 0:
             with (self.folder / file).open("a", encoding="utf-8") as out:
                 out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

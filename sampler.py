@@ -103,6 +103,20 @@ def stage2(engine, processor: Processor, prompts_P: list[Prompt], ids_P: list[st
     return retries_P_G
 
 
+def by_leader(engine, work: Callable):
+    """work() on the first rank of a tensor-parallel group; its value, or its exception, on all ranks of the group."""
+    value, error = None, None
+    if engine.leader:
+        try:
+            value = work()
+        except Exception as problem:             # raised again below, here and on the other ranks: none waits for ever
+            error = problem
+    value, error = engine.share((value, error))
+    if error is not None:
+        raise error
+    return value
+
+
 def two_stages(engine, processor: Processor, prompts_P: list[Prompt], ids_P: list[str], group_size: int,
                seed_key: tuple, judge: Callable, retry_reports: Callable, workers: int = 32) -> tuple:
     """Both stages as ONE running batch -> (samples_P_G, verdicts_P_G, retries_P_G, retry_verdicts_P_G).
@@ -113,22 +127,18 @@ def two_stages(engine, processor: Processor, prompts_P: list[Prompt], ids_P: lis
     judge(p, sample) -> verdict             in one of `workers` threads of the leader; exceptions end it on all ranks
     retry_reports(verdicts_G) -> reports    one text per member, or None: no stage 2 for this group
     """
-    samples, verdicts, errors = {}, {}, {}              # by key (stage, p, k)
+    samples, verdicts = {}, {}                          # by key (stage, p, k)
     pending, judged, steps = set(), SimpleQueue(), 0    # without verdict; (key, future) of those that have one
 
     def add(stage: int, p: int, k: int, prompt: Prompt) -> None:
         engine.add((stage, p, k), prompt, seed_of(*seed_key, ids_P[p], f"stage{stage}", k))
 
     def news() -> list[tuple]:
-        """(key, verdict, what went wrong) of all judged since; an idle engine waits for one, without asking again."""
-        found = []
-        while not judged.empty() or not (found or engine.busy):
-            key, future = judged.get()
-            if errors.setdefault(key, future.exception()) is None:
-                found.append((key, future.result(), ""))
-            else:
-                found.append((key, None, f"judge of {ids_P[key[1]]}: {errors[key]!r}"))
-        return found
+        """(key, verdict) of all judged since.  If the engine has nothing to do it waits for one."""
+        done = [] if engine.busy else [judged.get()]
+        while not judged.empty():
+            done.append(judged.get())
+        return [(key, future.result()) for key, future in done]
 
     pool = ThreadPoolExecutor(workers)
     try:
@@ -148,9 +158,7 @@ def two_stages(engine, processor: Processor, prompts_P: list[Prompt], ids_P: lis
             # Every 8th step: soon enough against a judge's seconds, rare enough to cost nothing.
             if not pending or engine.busy and steps % 8:
                 continue
-            for key, verdict, failed in engine.share(news() if engine.leader else None):
-                if failed:
-                    raise errors.get(key) or RuntimeError(failed)
+            for key, verdict in by_leader(engine, news):
                 verdicts[key] = verdict
                 pending.remove(key)
                 stage, p, _ = key
@@ -327,6 +335,8 @@ class VLLMEngine:
 
         self.processor, self.temperature = processor, temperature
         self.max_new_tokens, self.max_context = max_new_tokens, max_context
+        if len(processor.forbidden_ids) > 1024:
+            raise ValueError(f"{len(processor.forbidden_ids)} ids may not be sampled, vLLM can forbid 1024")
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         if world % tensor_parallel:
             raise ValueError(f"{world} process(es) cannot form groups of {tensor_parallel}: start with torchrun")
@@ -347,6 +357,7 @@ class VLLMEngine:
             tensor_parallel_size=tensor_parallel, max_model_len=max_context, max_num_seqs=max_rows,
             distributed_executor_backend="external_launcher" if world > 1 else None,
             logprobs_mode="processed_logprobs",        # of the distribution sampled from: temperature, forbidden ids
+            async_scheduling=False,                    # as on CPU: a step returns what it finished
             limit_mm_per_prompt={"video": 0},
             # Pictures arrive at their final size (Processor.picture); the bounds only say how much memory they need.
             mm_processor_kwargs={"do_resize": False, "size": dict(processor.image_processor.size)}, **device)
@@ -412,7 +423,9 @@ class VLLMEngine:
         for output in outputs:
             end, = output.outputs
             ids, key = list(end.token_ids), self.keys.pop(output.request_id)
-            status = {"stop": SampleStatus.COMPLETED, "length": SampleStatus.TRUNCATED}[end.finish_reason]
+            if end.finish_reason not in ("stop", "length"):
+                raise RuntimeError(f"vLLM ended a response with {end.finish_reason!r}")
+            status = SampleStatus.COMPLETED if end.finish_reason == "stop" else SampleStatus.TRUNCATED
             logprobs = [position[token].logprob for token, position in zip(ids, end.logprobs, strict=True)]
             out.append((key, Sample(ids, logprobs, status, self.processor.decode(ids))))
         return out

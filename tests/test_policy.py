@@ -221,7 +221,8 @@ def test_two_sharded_ranks_equal_one_process(checkpoint, processor, picture, tmp
         for name, tensor in policy.model.state_dict().items():
             torch.testing.assert_close(weights[name], tensor, rtol=0, atol=1e-5 * tensor.abs().max().item())
 
-    file, config = load_file(tmp_path / "bf16/model.safetensors"), json.loads((tmp_path / "bf16/config.json").read_text())
+    file = load_file(tmp_path / "bf16/model.safetensors")
+    config = json.loads((tmp_path / "bf16/config.json").read_text())
     assert {t.dtype for t in file.values()} == {torch.bfloat16}
     assert {c["dtype"] for c in (config, config["text_config"], config["vision_config"])} == {"bfloat16"}
 

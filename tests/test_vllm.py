@@ -435,20 +435,16 @@ SHORT = {"type": "object", "properties": {"Correctness": {"type": "integer", "en
 
 def test_policy_and_judge_take_turns(engine, model, shown, prompts, checkpoint, monkeypatch):
     """The judge sees the pictures, answers in its form, sleeps while the policy samples, and survives its updates."""
-    monkeypatch.setattr(judge, "VERDICT_SCHEMA", SHORT)                       # an untrained model ends no long text
-    environment = dict(os.environ)
-    chat = judge.LocalChat(checkpoint, engine, max_context=400, max_tokens=60)
-    engine.judge = chat                                    # a deleted one takes vLLM's process groups along
-    assert os.environ == environment | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"} and not engine.asleep
+    chat = judge.LocalChat(checkpoint, engine, max_context=400, max_tokens=60, schema=SHORT)    # untrained: ends no text
+    assert not engine.asleep
 
     def turn(text: str, *images) -> list[dict]:
         return [{"role": "user", "content": [{"type": "image", "image": i} for i in images]
                  + [{"type": "text", "text": text}]}]
     conversations = [turn("is red wrong ?", noise(64, 64), noise(90, 40)), turn("is red wrong ?", noise(64, 64)),
                      turn("is blue wrong ?")]
-    asleep = []
-    ask = chat.llm.chat
-    monkeypatch.setattr(chat.llm, "chat", lambda *a, **k: asleep.append(list(engine.asleep)) or ask(*a, **k))
+    asleep, wait = [], chat._answer
+    monkeypatch.setattr(chat, "_answer", lambda: asleep.append(list(engine.asleep)) or wait())
     answers = chat.batch(conversations)
     assert asleep == [["weights", "kv_cache"]] and not engine.asleep
     assert all(set(json.loads(answer)) == {"Correctness", "Mistake Report"} for answer in answers)
@@ -457,12 +453,20 @@ def test_policy_and_judge_take_turns(engine, model, shown, prompts, checkpoint, 
     engine.load_weights(updated(model).state_dict().items())                   # one of the two
     assert chat.batch(conversations) == answers
     assert gap(model, shown, prompts, engine.generate(requests(prompts))) < 1e-4
-    constrained, chat.params.structured_outputs = chat.params.structured_outputs, None
-    plain = chat.batch([turn("describe ?", image) for image in (noise(64, 64), noise(64, 64, 1))])
-    assert all(isinstance(answer, judge.JudgeError) for answer in plain)       # cut off: untrained, and told so
-    chat.params.structured_outputs, long = constrained, turn("red " * 2000)
-    mixed = chat.batch([conversations[0], long, *conversations[1:]])           # one prompt too long: it alone has none
-    assert [mixed[0], *mixed[2:]] == answers and mixed[1].name == "refused by the engine"
+
+    # One prompt too long and one picture missing: they alone have no answer.
+    mixed = chat.batch([conversations[0], turn("red " * 2000), turn("?", "/no/such.png"), *conversations[1:]])
+    assert [mixed[0], *mixed[3:]] == answers
+    assert [mixed[1].name, mixed[2].name] == ["refused by the engine", "image cannot be read"]
+    assert chat.batch([]) == []
+
+    # It is a process of its own, ends with its input, and a dead one is no judge that says no.
+    assert chat.process.poll() is None and chat.process.pid != os.getpid()
+    chat.process.stdin.close()
+    assert chat.process.wait(timeout=60) == 0
+    with pytest.raises((judge.VerifierUnreliable, ValueError)):
+        chat.batch(conversations)
+    assert not engine.asleep
 
 
 def test_a_forgotten_encoder_cache_is_found_out(checkpoint, prompts, monkeypatch):
