@@ -3,7 +3,7 @@
     torchrun contextrl.py                                        the built-in world, to the end, on a laptop
     torchrun --nproc-per-node 8 contextrl.py paper.json --data train.jsonl --verifier http://HOST:8000/v1
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 contextrl.py ...
-    python contextrl.py --output_dir RUN --resume                goes on from the last checkpoint
+    (the same command, with --output_dir) --resume               goes on from the last checkpoint
     python contextrl.py --help                                   every setting
 
 One step, in the paper's order (main loop at the bottom):

@@ -107,14 +107,13 @@ def make_tables(results: dict[str, list[Path]]) -> str:
     first = next(iter(summaries.values()))
     out = []
     for title, start, end in (("T = 1", "start", "end"), ("greedy", "start_greedy", "end_greedy")):
-        lines = ["| " + " | ".join([title, *(c[0] for c in COLUMNS), "steps", "k tokens", "seconds"]) + " |",
-                 "|" + "---|" * (len(COLUMNS) + 4),
-                 "| " + " | ".join(["start", *accuracy_cells([s[start] for s in first]), "0", "", ""]) + " |"]
+        lines = ["| " + " | ".join([title, *(c[0] for c in COLUMNS), "steps", "k tokens"]) + " |",
+                 "|" + "---|" * (len(COLUMNS) + 3),
+                 "| " + " | ".join(["start", *accuracy_cells([s[start] for s in first]), "0", ""]) + " |"]
         for label, runs in summaries.items():
             lines.append("| " + " | ".join([
                 label, *accuracy_cells([s[end] for s in runs]), str(runs[0]["steps"]),
-                f"{statistics.mean(s['tokens_sampled'] for s in runs) / 1000:.0f}",
-                f"{statistics.mean(s['wall_seconds'] for s in runs):.0f}"]) + " |")
+                f"{statistics.mean(s['tokens_sampled'] for s in runs) / 1000:.0f}"]) + " |")
         out.append("\n".join(lines))
     return "\n\n".join(out)
 

@@ -172,8 +172,8 @@ VERDICT_SCHEMA = {
 
 
 def plain_text(text: str) -> str:
-    """Special tokens of chat templates (<|im_end|>, </think>, ...), spelt out in ordinary ones, would become real in the
-    judge's tokenizer: end its turn, open another, add a place for an image."""
+    """Special tokens of chat templates (<|im_end|>, </think>, ...), spelt out in ordinary ones, would become real in
+    the judge's tokenizer: end its turn, open another, add a place for an image."""
     return re.sub(r"<(?=\||/?think|/?tool_|/?vision|start_of_|end_of_)", "< ", text)
 
 

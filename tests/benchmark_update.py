@@ -79,17 +79,18 @@ def make_folder(folder: Path, size: str) -> str:
     return str(folder)
 
 
-def make_rows(processor: Processor, groups: int, tiny: bool, seed: int = 0) -> list[Row]:
+def make_rows(processor: Processor, groups: int, tiny: bool, pictures: bool, seed: int = 0) -> list[Row]:
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     side, median, low, high, text = (2, 10, 2, 40, 8) if tiny else (32, 400, 32, 2048, 200)
     grid = (1, 2 * side, 2 * side)
     patches = torch.randn(grid[1] * grid[2], 3 * 2 * 16 * 16, generator=generator)
-    processor.pixels = lambda image: (patches, grid)               # noise is as good as a picture here
+    read = processor.pixels
+    processor.pixels = lambda image: (patches, grid) if image == "noise" else read(image)
     rows = []
     for _ in range(groups):
-        ids = [rng.randrange(500) for _ in range(8)] + [processor.image_id] * side ** 2
+        ids = [rng.randrange(500) for _ in range(8)] + [processor.image_id] * (side ** 2 if pictures else 0)
         ids += [rng.randrange(500) for _ in range(text)]
-        prompt = Prompt(ids, mrope_positions(ids, [grid], processor.image_id, 2), ["noise"])
+        prompt = Prompt(ids, mrope_positions(ids, [grid], processor.image_id, 2), ["noise"] if pictures else [])
         lengths = [int(min(max(rng.lognormvariate(0, 0.8) * median, low), high)) for _ in range(8)]
         rows.append(Row(prompt, [Member([rng.randrange(500) for _ in range(n)], [-6.0] * n, 0.0,
                                         advantage=rng.gauss(0, 1)) for n in lengths]))
@@ -125,6 +126,7 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", default=["ours", "apart", "padded"], choices=["ours", "apart", "padded"])
     parser.add_argument("--checkpointing", nargs="+", type=int, default=[1, 0], choices=[0, 1])
     parser.add_argument("--groups", type=int, default=8)
+    parser.add_argument("--text_only", action="store_true", help="groups without a picture")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     cuda = torch.cuda.is_available() and args.sizes != ["tiny"]
@@ -140,7 +142,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = make_folder(Path(folder) / size, size)
             processor = Processor(path)
-            rows = make_rows(processor, args.groups, size == "tiny")
+            rows = make_rows(processor, args.groups, size == "tiny", not args.text_only)
             for checkpointing in args.checkpointing:
                 measure(path, processor, rows, device, size, checkpointing, args)
     dist.destroy_process_group()

@@ -428,6 +428,7 @@ def test_retries_that_have_no_room_are_too_long(engine, shown, many):
 
 # ------------------------------------------------------------------------------------ a judge on the same device
 
+# An untrained model ends no long text.
 SHORT = {"type": "object", "properties": {"Correctness": {"type": "integer", "enum": [0, 1]},
                                           "Mistake Report": {"type": "string", "maxLength": 3}},
          "required": ["Correctness", "Mistake Report"], "additionalProperties": False}
@@ -435,7 +436,7 @@ SHORT = {"type": "object", "properties": {"Correctness": {"type": "integer", "en
 
 def test_policy_and_judge_take_turns(engine, model, shown, prompts, checkpoint, monkeypatch):
     """The judge sees the pictures, answers in its form, sleeps while the policy samples, and survives its updates."""
-    chat = judge.LocalChat(checkpoint, engine, max_context=400, max_tokens=60, schema=SHORT)    # untrained: ends no text
+    chat = judge.LocalChat(checkpoint, engine, max_context=400, max_tokens=60, schema=SHORT)
     assert not engine.asleep
 
     def turn(text: str, *images) -> list[dict]:
@@ -483,8 +484,8 @@ def test_a_forgotten_encoder_cache_is_found_out(checkpoint, prompts, monkeypatch
 
 @pytest.mark.parametrize("tensor_parallel", [1, 2])
 def test_two_ranks(nasty, tensor_parallel, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port",
-               str(29500 + os.getpid() % 1000), __file__, nasty, str(tensor_parallel), str(tmp_path)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+               __file__, nasty, str(tensor_parallel), str(tmp_path)]
     run = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         output, _ = run.communicate(timeout=240)
