@@ -82,7 +82,7 @@ class Row:
 
 @dataclass
 class UpdateSettings:
-    """What the optimiser step needs of the method's settings (see Config in contextrl.py)."""
+    """What the optimiser step needs of the method's settings (see config.py)."""
 
     clip_low: float = 0.2
     clip_high: float = 0.2
