@@ -21,7 +21,8 @@ KINDS = {"online": "right and wrong tries: trained as they are", "mixed": "all f
          "too_small": "fewer than two verdicts"}
 HEALTH = {"kl": ("KL", "to the start policy"), "entropy": ("Entropy", "nats per token"),
           "grad_norm": ("Gradient norm", "before clipping"), "engine_gap_mean": ("Engine gap", "sampler and trainer"),
-          "context_gap": ("Context gap", "log-prob that rolled-back tokens lose")}
+          "context_gap": ("Context gap", "log-prob that rolled-back tokens lose"),
+          "failed_verdicts": ("Failed verdicts", "left out of every mean")}
 
 
 # ------------------------------------------------------------------------------------------------- reading a run
@@ -66,7 +67,7 @@ def read_runs(folders: list[Path]) -> list[Run]:
         rows = list(json_lines(folder / "metrics.jsonl"))
         for row in rows:                        # a mean over no tokens is logged as 0, but it is no number
             if row.get("trained_tokens") == 0:
-                row.update(dict.fromkeys(HEALTH))
+                row.update(dict.fromkeys(set(HEALTH) - {"failed_verdicts"}))
             if row.get("rolled_back_token_share") == 0:
                 row["context_gap"] = None
         run = Run(folder, config, rows, 0.0, config.get("method", folder.name), f"var(--c{i % 6})")
@@ -221,8 +222,8 @@ def charts(runs: list[Run]) -> str:
                  "no try was right, but a retry was kept", "recovered_share"))]),
         ("What became of the queries", "Share of the queries of a step by kind of group, running mean.", "three",
          groups + [f"<ul class=kinds>{kinds}</ul>"] * any(groups)),
-        ("Health", "Numbers that should stay small or move slowly.", "five",
-         [line_chart(runs, *names, key, share=False, size=(200, 130)) for key, names in HEALTH.items()])]
+        ("Health", "Numbers that should stay small or move slowly.", "three",
+         [line_chart(runs, *names, key, share=False, size=(330, 150)) for key, names in HEALTH.items()])]
     return f"<main>{legend}" + "".join(
         f"<h2>{title}</h2><p class=intro>{intro}</p><div class='grid {css}'>{''.join(figures)}</div>"
         for title, intro, css, figures in sections if any(figures)) + "</main>"
@@ -373,7 +374,7 @@ thead th { color:var(--soft); font-size:13px; padding-bottom:5px }
   border-radius:2px; background:var(--k); margin-right:8px; vertical-align:middle }
 .legend { position:sticky; top:0; z-index:1; background:var(--bg); padding:10px 0; margin:26px 0 -36px }
 .grid { display:grid; gap:14px; grid-template-columns:repeat(var(--n),minmax(0,1fr)); --n:4 }
-.three { --n:3 } .five { --n:5 } .wide { grid-column:span 2; grid-row:span 2 }
+.three { --n:3 } .wide { grid-column:span 2; grid-row:span 2 }
 figure { display:flex; flex-direction:column } figure svg { margin-top:auto; padding-top:8px; overflow:visible }
 path { fill:none; stroke:var(--k); stroke-linecap:round } .line, .mean { stroke-width:2; stroke-linejoin:round }
 .raw { opacity:.25 } .area { fill:var(--k); stroke:none } path.rule { stroke:var(--line) } circle { fill:var(--k) }
@@ -405,7 +406,7 @@ img { width:100%; border-radius:6px } .question { font-weight:650; line-height:1
   margin-top:calc(40px - 18px * max(var(--a), 0)) } .bars li b { color:var(--k) }
 @media (max-width:860px) { body { padding:32px 16px 56px } h1 { font-size:34px } .lede { font-size:17px }
   .grid { gap:10px; --n:2 } .three { --n:1 } .grid .wide { grid-column:1/-1 } figure { padding:12px }
-  .held text, .five text { font-size:14px } .grid .wide text { font-size:17px } thead { display:none }
+  .held text { font-size:14px } .grid .wide text { font-size:17px } thead { display:none }
   table, tbody, th, td { display:block } tr { display:grid; grid-template-columns:repeat(6,1fr) }
   th { grid-column:1/-1 } td { border:0; padding-top:2px; grid-column:span 3 }
   td:nth-last-child(-n+3) { grid-column:span 2 }
