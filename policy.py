@@ -22,6 +22,7 @@ import copy
 import io
 import json
 import math
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from itertools import zip_longest
@@ -56,6 +57,12 @@ def all_gather(value) -> list:
     values = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def over_ranks(sums: dict[str, float]) -> dict[str, float]:
+    """Sums of all ranks.  The names are the same on all of them, because all run the same micro-batches; 0 without."""
+    values = all_sum(torch.tensor([sums[name] for name in sorted(sums)], dtype=torch.float64)).tolist()
+    return defaultdict(float, zip(sorted(sums), values))
 
 
 def in_batch_order(shares: list[list]) -> list:
@@ -247,36 +254,33 @@ class Policy:
     def update(self, groups: list[grpo.Group], step: int, settings: UpdateSettings) -> dict[str, float]:
         """One batch of groups -> `minibatches` optimiser steps.  All ranks call it, each with the groups it sampled
         (or none): they are put back into the batch's order and dealt anew, so the update is that of one process."""
-        sums: dict[str, float] = {}
         rows = [Row(g.prompt, g.members) for g in in_batch_order(all_gather(groups))
                 if g.kind in (grpo.GroupKind.ONLINE, grpo.GroupKind.MIXED)]
         parts = [rows[i::settings.minibatches] for i in range(settings.minibatches)]
         old = [self._old_logprobs(part, settings) for part in parts] if settings.minibatches > 1 else [None]
-        for part, old_part in zip(parts, old, strict=True):
-            self._optimizer_step(part, old_part, step, settings, sums)
-            if part is parts[0]:               # before anything moved, the ratio must be 1
-                sums |= {f"first_{k}": sums.get(k, 0.0) for k in ("tokens", "ratio", "on_policy_tokens", "kl")}
-        keys = ["first_tokens", "first_ratio", "first_on_policy_tokens", "first_kl", "tokens", "ratio", "clipped",
-                "clamped", "rolled_back_tokens", "kl", "kl_rolled_back", "entropy",
-                "loss", "engine_gap", "on_policy_tokens", "context_gap", "on_policy_mass", "rolled_back_mass"]
-        total = dict(zip(keys, all_sum(torch.tensor([sums.get(k, 0.0) for k in keys], dtype=torch.float64)).tolist()))
-        worst = torch.tensor(sums.get("engine_gap_max", 0.0), dtype=torch.float64)
-        if dist.is_initialized():
-            dist.all_reduce(worst, dist.ReduceOp.MAX)
-        tokens, on_policy = max(total["tokens"], 1), max(total["on_policy_tokens"], 1)
-        return {"loss": total["loss"], "grad_norm": sums["grad_norm"], "learning_rate": sums["learning_rate"],
-                "ratio": total["ratio"] / tokens if total["tokens"] else None,
-                "ratio_before_update": (total["first_ratio"] / total["first_tokens"] if total["first_tokens"]
-                                        else None),
-                "kl_before_update": total["first_kl"] / max(total["first_on_policy_tokens"], 1),
-                "clipped_share": total["clipped"] / tokens, "clamped_share": total["clamped"] / tokens,
-                "kl": total["kl"] / on_policy, "entropy": total["entropy"] / tokens,
-                "engine_gap_mean": total["engine_gap"] / on_policy, "engine_gap_max": worst.item(),
-                "context_gap": total["context_gap"] / max(total["rolled_back_tokens"], 1),
-                "kl_rolled_back": total["kl_rolled_back"] / max(total["rolled_back_tokens"], 1),
-                "rolled_back_token_share": total["rolled_back_tokens"] / tokens,
-                "rolled_back_gradient_share": total["rolled_back_mass"]
-                / max(total["rolled_back_mass"] + total["on_policy_mass"], 1e-12),
+        sums: dict[str, float] = {}
+        norms = [self._optimizer_step(parts[0], old[0], step, settings, sums)]
+        first = dict(sums)                                # of log-probs from before anything moved: the ratio must be 1
+        for part, before in zip(parts[1:], old[1:], strict=True):
+            norms.append(self._optimizer_step(part, before, step, settings, sums))
+
+        worst_gap = max(all_gather(sums.get("engine_gap_max", 0.0)))
+        total, first = over_ranks(sums), over_ranks(first)
+
+        def mean(name: str, count: str = "tokens", of: dict = total) -> float:
+            return of[name] / max(of[count], 1)
+
+        mass = total["rolled_back_mass"] + total["on_policy_mass"]
+        return {"loss": total["loss"], "grad_norm": max(norms), "learning_rate": self.learning_rate_at(step),
+                "ratio": mean("ratio") if total["tokens"] else None,
+                "ratio_before_update": mean("ratio", of=first) if first["tokens"] else None,
+                "kl_before_update": mean("kl", "on_policy_tokens", first),
+                "clipped_share": mean("clipped"), "clamped_share": mean("clamped"), "entropy": mean("entropy"),
+                "kl": mean("kl", "on_policy_tokens"), "kl_rolled_back": mean("kl_rolled_back", "rolled_back_tokens"),
+                "engine_gap_mean": mean("engine_gap", "on_policy_tokens"), "engine_gap_max": worst_gap,
+                "context_gap": mean("context_gap", "rolled_back_tokens"),
+                "rolled_back_token_share": mean("rolled_back_tokens"),
+                "rolled_back_gradient_share": total["rolled_back_mass"] / max(mass, 1e-12),
                 "trained_tokens": total["tokens"]}
 
     def _deal(self, rows: list[Row], budget: int) -> list[list[Row]]:
@@ -357,19 +361,19 @@ class Policy:
         """With several updates per batch: log-probs before the first, in the same micro-batches as the updates."""
         return [self.logprobs(self.pack(batch))[0] for batch in self._deal(rows, settings.micro_batch_tokens)]
 
-    def _optimizer_step(self, rows, old, step: int, settings: UpdateSettings, sums: dict) -> None:
+    def _optimizer_step(self, rows, old, step: int, settings: UpdateSettings, sums: dict) -> float:
+        """-> norm of the gradient before clipping; the learning rate is that of `step`."""
         self.gradient(rows, settings, old, sums)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), settings.max_grad_norm)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if not torch.isfinite(norm):          # the summed gradient is the same on all ranks: all stop together
             raise FloatingPointError(f"gradient norm is {norm.item()} at step {step}: stopped before the update")
-        sums["grad_norm"] = max(sums.get("grad_norm", 0.0), norm.item())       # the largest of the minibatches
-        sums["learning_rate"] = self.learning_rate_at(step)
         for parameters in self.optimizer.param_groups:
-            parameters["lr"] = sums["learning_rate"]
+            parameters["lr"] = self.learning_rate_at(step)
         if norm > 0:                          # nothing to learn from: do not let AdamW's momentum move the weights
             self.optimizer.step()
         self.optimizer.zero_grad()            # their memory is the engine's while it samples
+        return norm.item()
 
     def learning_rate_at(self, step: int) -> float:
         """Linear warm-up, then cosine down to min_lr_ratio (the paper's `cosine_with_min_lr`); step counts from 1."""
