@@ -3,7 +3,7 @@
 Stage 1 draws K samples per query.  If every verdict of a query is negative, stage 2 draws one retry per
 negative: the policy then sees the query, its own failed response and the mistake report on it.
 
-An engine has four methods: `generate(requests)`, `load_weights(iterator)`, `sleep()` / `wake()`.  `HFEngine`
+An engine can `generate(requests)`, `load_weights(iterator)`, `sleep()` and `wake()`.  `HFEngine`
 runs any transformers Qwen-VL model in process: it is the laptop's engine and the oracle for faster ones.
 `VLLMEngine` is the fast one; it also takes single samples while others are running (`add`, `step`), so that
 `two_stages` can run both stages and the judge as one continuous batch.

@@ -20,10 +20,14 @@ from PIL import Image
 from safetensors.torch import load, save_file
 
 import toy
-from data import Processor, Query
+from data import Processor, Query, save_queries
 from policy import Policy
 
 torch.set_num_threads(1)
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL = str(ROOT / "assets" / "toy")
+ALONE = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1"}
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +39,17 @@ def checkpoint(tmp_path_factory) -> str:
     save_file({name: 4 * w if w.dim() > 1 else w for name, w in weights.items()}, folder / "model.safetensors",
               metadata={"format": "pt"})
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory) -> Path:
+    """Folder with data files: train.jsonl (all families), hard.jsonl and shortcut.jsonl (one), heldout.jsonl."""
+    folder = tmp_path_factory.mktemp("world")
+    save_queries(toy.train_queries(size=40), folder / "train.jsonl")
+    for family in ("hard", "shortcut"):
+        save_queries([toy.make_query(family, i, "train", "half") for i in range(12)], folder / f"{family}.jsonl")
+    save_queries(toy.heldout_queries(size=2), folder / "heldout.jsonl")
+    return folder
 
 
 @pytest.fixture(scope="session")

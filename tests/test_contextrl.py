@@ -5,7 +5,6 @@ or trained under the wrong prompt; switches that switch nothing; a judge that fa
 """
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ALONE, MODEL, ROOT
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -27,21 +27,7 @@ from policy import Policy, Row
 from reward import Verdict, Verifier
 from sampler import RETRY_WITH_REPORT, RETRY_WITHOUT_REPORT, HFEngine
 
-ROOT = Path(__file__).resolve().parent.parent
-MODEL = str(ROOT / "assets" / "toy")
-ALONE = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1"}
 K = 4
-
-
-@pytest.fixture(scope="session")
-def world(tmp_path_factory) -> Path:
-    """Folder with data files: train.jsonl (all families), hard.jsonl and shortcut.jsonl (one), heldout.jsonl."""
-    folder = tmp_path_factory.mktemp("world")
-    save_queries(toy.train_queries(size=40), folder / "train.jsonl")
-    for family in ("hard", "shortcut"):
-        save_queries([toy.make_query(family, i, "train", "half") for i in range(12)], folder / f"{family}.jsonl")
-    save_queries(toy.heldout_queries(size=2), folder / "heldout.jsonl")
-    return folder
 
 
 def arguments(data: Path, out: Path, *flags: str, **settings) -> list[str]:

@@ -6,7 +6,6 @@ vLLM is the CPU build; a run of two ranks is a torchrun of its own.
 """
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,27 +14,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))          # also 
 
 import pytest
 import torch
+from conftest import ALONE, MODEL, ROOT
 from judge_server import JudgeServer
 
 import contextrl
 import toy
-from data import Processor, load_queries, save_queries
+from data import Processor, load_queries
 from grpo import Member
 from policy import Policy, Row
 
-ROOT = Path(__file__).resolve().parent.parent
-MODEL = str(ROOT / "assets" / "toy")
-ALONE = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1"}
 K = 4
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory) -> Path:
-    """Folder with train.jsonl and heldout.jsonl of the built-in world; the judge's server knows their pictures."""
-    folder = tmp_path_factory.mktemp("world")
-    save_queries(toy.train_queries(size=40), folder / "train.jsonl")
-    save_queries(toy.heldout_queries(size=2), folder / "heldout.jsonl")
-    return folder
 
 
 def arguments(world: Path, out: Path, *flags: str, **settings) -> list[str]:
