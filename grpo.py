@@ -12,10 +12,26 @@ Paper: ContextRL, arXiv 2602.22623, section 3.3.  Its symbols are used in this f
 """
 
 import math
+import os
 from dataclasses import dataclass
 from enum import Enum
 
 import torch
+import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
+
+try:
+    import triton
+    from triton import language as tl
+except ImportError:
+    triton = None        # comes with torch for CUDA; without it the same formulas run in torch
+
+IGNORE = -100            # a target that is none, as in torch's cross entropy
+NEVER = -1e30            # exponent of what has no share; finite, so that 0 * NEVER is 0
+ANCHOR_LIMIT = 1e18      # R above it: a would come near the end of fp32's range
+FEW_ROWS = 256           # rows of E that are copied together
+SCRATCH_BYTES = [16 << 20, 512 << 20]    # [CPU, CUDA] of fp32: logits, and parts of d weight, pass through it
+CHUNK_ROWS = [512, 4096]                 # [CPU, CUDA] rows whose E are made again together
 
 STD_EPS = 1e-6           # the paper gives neither this ε nor says which σ; we take the population's
 LOG_RATIO_LIMIT = 20.0   # exp() of more would overflow in k3's backward; how often it bites is a metric
@@ -102,21 +118,249 @@ def overlong_penalty(length: int, limit: int, buffer: int) -> float:
 
 # ------------------------------------------------------------------------------------------------- log-prob
 
-def token_logprob(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, temperature: float = 1.0,
-                  forbidden: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-prob of each target token, and the entropy it was drawn with (a metric, no gradient).
-
-    hidden [N, H], weight [V, H] (the language-model head), targets [N] int64, forbidden [F] int64
-    -> (logp [N] fp32, entropy [N] fp32).  The distribution is the engine's: logits / temperature, and ids that it may
-    not sample have no share in it.
-    """
-    logits = (hidden @ weight.T).float() / temperature                            # [N, V]
+def naive_token_logprob(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, temperature: float = 1.0,
+                        forbidden: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The definition -> (logp [N], entropy [N]).  Holds several [N, V] matrices; for tests and the benchmark only."""
+    logits = (hidden @ weight.T).to(accumulator(hidden.dtype)) / temperature                          # [N, V]
     if forbidden is not None:
-        logits = logits.index_fill(1, forbidden, -torch.inf)
+        logits = logits.masked_fill(forbidden, -torch.inf)
     logp = torch.log_softmax(logits, dim=-1)
     with torch.no_grad():
         entropy = torch.special.entr(logp.exp()).sum(-1)                          # 0 where p = 0
-    return logp.gather(1, targets[:, None])[:, 0], entropy
+    ignored = targets == IGNORE
+    logp = logp.gather(1, targets.masked_fill(ignored, 0)[:, None])[:, 0]
+    return logp.masked_fill(ignored, 0.0), entropy.masked_fill(ignored, 0.0)
+
+
+def token_logprob(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, temperature: float = 1.0,
+                  return_entropy: bool = False, forbidden: torch.Tensor | None = None,
+                  keep_bytes: int = 5_000_000_000) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Log-prob of each target token, fused with the language-model head: the logits never exist together.
+
+    hidden [N, H], weight [V, H]   both bf16, fp32 or fp64, on one device, any strides; N may be 0
+    targets [N] int64              IGNORE (-100): log-prob 0, entropy 0, no gradient and no work
+    temperature                    logits are divided by it
+    forbidden [V] bool             ids that the engine may not sample: they have no share in the distribution
+    keep_bytes                     how much of E (below) may wait for the backward pass; what exceeds it is made again
+                                   then.  0 is the least memory.  Changes the time, not the result
+
+    -> logp [N] fp32 (of fp64: fp64), never above 0, differentiable once with ANY gradient per token; and, if
+    return_entropy, the entropy [N] that the token was drawn with, a metric without gradient.  Gradients are made only
+    for what requires them.  ValueError for what does not fit together.
+
+    TARGET-ANCHORED EXPONENTIALS.  With logits z = hidden weightᵀ, target y and temperature T, in each row:
+
+        E_j = exp((z_j - z_y) / T)  for j ≠ y,      R = Σ E_j                               (1)
+        log p_y = -log(1 + R)                                                               (2)
+        g ∂(log p_y)/∂z_j = a E_j  for all j, with E_y := -R  and  a = -g / (T (1 + R))     (3)
+
+    A softmax is measured against the largest logit, known after one pass over the vocabulary, and divided by a sum
+    known after another.  The target's logit is one dot product, known BEFORE the first pass; and since p_y <= 1 it is
+    never far above the others' sum, so nothing that matters underflows.  The gradient is then E itself times one
+    number per row, and numbers per row can leave a matrix product:
+
+        d hidden = a ∘ (E weight),      d weight = Eᵀ (a ∘ hidden)                          (4)
+
+    So E is written once, in hidden's dtype, and read by two ordinary matrix products: 6 N H V operations, as without
+    fusion, though g is free until the backward pass (clipping, KL, ratios of whole sequences).  The target is not in
+    the sum, so 1 - p of a sure token keeps all its digits.
+
+    Logits are summed and used in fp32; a bf16 product returns them rounded, 0.06 off at |z| = 24.  They exist for a
+    few columns at a time, on CUDA for one Triton kernel to turn into E, elsewhere for the same formulas in torch.
+    Any number may stand in for z_y as anchor if e^((z_y - anchor) / T) stands in for the 1: so the dot product's own
+    rounding cancels, and a row whose R is huge is done again with its largest logit.
+    """
+    if hasattr(hidden, "to_local") or hasattr(weight, "to_local"):
+        raise ValueError("token_logprob needs whole tensors: call it within the forward pass of the sharded module")
+    shapes = hidden.shape, weight.shape, targets.shape
+    if [*map(len, shapes)] != [2, 2, 1] or hidden.shape != (len(targets), weight.shape[1]):
+        raise ValueError("hidden {}, weight {}, targets {} are not [N, H], [V, H], [N]".format(*map(tuple, shapes)))
+    if hidden.dtype != weight.dtype or hidden.dtype not in (torch.bfloat16, torch.float32, torch.float64):
+        raise ValueError(f"hidden is {hidden.dtype}, weight {weight.dtype}: both must be bfloat16, float32 or float64")
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}, must be above 0")
+    asked = (targets != IGNORE).nonzero()[:, 0]
+    some = len(asked) < len(targets)
+    h, y = (hidden[asked], targets[asked]) if some else (hidden, targets)
+    gradient = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    logp, entropy = _TokenLogprob.apply(h, weight, y, temperature, forbidden, keep_bytes, gradient)
+    if forbidden is not None:
+        logp = logp.masked_fill(forbidden[y], -torch.inf)
+    if some:
+        logp, entropy = (x.new_zeros(len(targets)).index_copy(0, asked, x) for x in (logp, entropy))
+    return (logp, entropy) if return_entropy else logp
+
+
+class _TokenLogprob(torch.autograd.Function):
+    """Equations (1) to (4) for one chunk of rows after the other.  Chunks do not depend on whether a gradient is wanted:
+    a product of other shape may round differently, and old and current log-probs must be equal to the last bit."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, targets, temperature, forbidden, keep_bytes, gradient):
+        wide = accumulator(hidden.dtype)
+        logp, entropy, anchor, total = torch.empty(4, len(hidden), dtype=wide, device=hidden.device).unbind()
+        ctx.chunks = []                                     # (rows, E), E None: made again in the backward pass
+        for rows in chunks(hidden, weight, keep_bytes):
+            h, y, E = hidden[rows], targets[rows], None
+            size = len(h) * len(weight) * h.element_size()
+            if gradient and size <= keep_bytes:
+                keep_bytes -= size
+                E = h.new_empty(len(h), len(weight))
+            c = (h * F.embedding(y, weight)).sum(-1, dtype=wide)
+            R, S, u_y = exponentials(h, weight, y, temperature, forbidden, c, E)
+            # Not (R >= limit): a row with NaN is done again too, and stays NaN.
+            for few in (~(R < ANCHOR_LIMIT)).nonzero()[:, 0].split(FEW_ROWS):
+                again = None if E is None else h.new_empty(len(few), len(weight))
+                c[few] = largest_logit(h[few], weight, forbidden)
+                R[few], S[few], u_y[few] = exponentials(h[few], weight, y[few], temperature, forbidden, c[few], again)
+                if E is not None:
+                    E[few] = again
+            anchor[rows], total[rows] = c, u_y.exp() + R
+            logp[rows] = -torch.logaddexp(torch.zeros_like(R), R.log() - u_y)           # (2), -log(1 + R e^-u_y)
+            # -Σ p log p with log p_j = u_j - log(total), and log(total) = u_y - log p_y
+            entropy[rows] = u_y - logp[rows] - (S + u_y.exp() * u_y) / total[rows]
+            ctx.chunks.append((rows, E))
+        ctx.save_for_backward(hidden, weight, targets, forbidden, anchor, total)
+        ctx.temperature = temperature
+        ctx.mark_non_differentiable(entropy)
+        return logp, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g, _):
+        hidden, weight, targets, forbidden, anchor, total = ctx.saved_tensors
+        work, ctx.chunks = ctx.chunks, [(rows, None) for rows, _ in ctx.chunks]      # compact() spoils E
+        a = -g / (ctx.temperature * total)                                                                # (3)
+        need_hidden, need_weight = ctx.needs_input_grad[:2]
+        d_hidden = torch.zeros_like(hidden) if need_hidden else None
+        # The sum over several chunks is taken in fp32, or it would be rounded each time.
+        d_weight = torch.zeros_like(weight, dtype=a.dtype) if need_weight and len(work) != 1 else None
+        while work:
+            rows, E = work.pop()
+            live = compact(E, g[rows] != 0)                           # clipped tokens, say, cost nothing from here on
+            h, factor = hidden[rows][live], a[rows][live, None]
+            if E is None:
+                E = h.new_empty(len(h), len(weight))
+                exponentials(h, weight, targets[rows][live], ctx.temperature, forbidden, anchor[rows][live], E)
+            E, scaled = E[:len(h)], (factor * h).to(h.dtype)
+            if need_hidden:                                                                               # (4)
+                d_hidden[rows][live] = (factor * product(E, weight)).to(h.dtype)
+            if need_weight and d_weight is None:
+                d_weight = product(E.T, scaled, rounded=True)
+            elif need_weight:
+                for v in pieces(len(weight), scratch_rows(weight)):
+                    d_weight[v] += product(E[:, v].T, scaled)
+        return d_hidden, d_weight.to(weight.dtype) if need_weight else None, None, None, None, None, None
+
+
+def exponentials(h, weight, targets, temperature, forbidden, anchor, E=None):
+    """(1) of a chunk, for u_j = (z_j - anchor) / temperature: -> R = Σ e^u_j, S = Σ e^u_j u_j (both without the target
+    and without forbidden ids) and u_y, each [C].  Fills E [C, V] if it is given."""
+    R, S, u_y = torch.zeros(3, len(h), dtype=anchor.dtype, device=h.device).unbind()
+    for v in pieces(len(weight), scratch_rows(h.T)):
+        z = product(h, weight[v].T)
+        here = None if E is None else E[:, v]
+        no = None if forbidden is None else forbidden[v]
+        if triton and z.dtype == torch.float32 and (z.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"):
+            exponentials_kernel[(len(z),)](
+                z, z.stride(0), targets, v.start, z.shape[1], anchor, 1 / temperature, no, here,
+                0 if here is None else here.stride(0), R, S, u_y, TILE=2048, num_warps=8)
+            continue
+        u = z.sub_(anchor[:, None]).div_(temperature)
+        at = targets - v.start
+        mine = ((at >= 0) & (at < u.shape[1])).nonzero()[:, 0]
+        u_y[mine] = u[mine, at[mine]]
+        u[mine, at[mine]] = NEVER
+        if no is not None:
+            u[:, no] = NEVER
+        e = u.exp()
+        R += e.sum(-1)
+        S += torch.linalg.vecdot(e, u)
+        if here is not None:
+            here.copy_(e)
+    if E is not None:
+        E.scatter_(1, targets[:, None], -R[:, None].to(E.dtype))
+    return R, S, u_y
+
+
+if triton:
+    @triton.jit
+    def exponentials_kernel(z, z_stride, targets, first, width, anchor, scale, forbidden, E, E_stride, R, S, u_y,
+                            TILE: tl.constexpr):
+        """The same for some columns of one row: z fp32 is read once, E written once, and the row's sums go on."""
+        row = tl.program_id(0).to(tl.int64)                                    # 64 bits: N x V passes 2^31 soon
+        c, y = tl.load(anchor + row), tl.load(targets + row) - first
+        r, s = tl.zeros([TILE], tl.float32), tl.zeros([TILE], tl.float32)
+        for start in range(0, width, TILE):
+            j = start + tl.arange(0, TILE)
+            u = (tl.load(z + row * z_stride + j, mask=j < width, other=0.0) - c) * scale
+            tl.store(u_y + row + j * 0, u, mask=j == y)
+            out = (j == y) | (j >= width)
+            if forbidden is not None:
+                out = out | tl.load(forbidden + j, mask=j < width, other=0).to(tl.int1)
+            e = tl.where(out, 0.0, tl.exp(u))
+            r += e
+            s += tl.where(out, 0.0, e * u)
+            if E is not None:
+                tl.store(E + row * E_stride + j, e.to(E.dtype.element_ty), mask=j < width)
+        tl.store(R + row, tl.load(R + row) + tl.sum(r))
+        tl.store(S + row, tl.load(S + row) + tl.sum(s))
+
+
+def compact(E, live):
+    """-> indices [K] of the live rows.  If E is kept, their rows are moved to its front, in the order of the indices:
+    holes are filled from the back, so that few rows move."""
+    index = live.nonzero()[:, 0]
+    if E is not None and len(index) < len(live):
+        holes, movers = (~live[:len(index)]).nonzero()[:, 0], index[index >= len(index)]
+        for to, source in zip(holes.split(FEW_ROWS), movers.split(FEW_ROWS)):
+            E[to] = E[source]
+        index = torch.arange(len(index), device=index.device).index_copy(0, holes, movers)
+    return index
+
+
+def largest_logit(h, weight, forbidden):
+    """Row maximum of the logits [C], for the rare row whose target is no good anchor."""
+    largest = torch.full((len(h),), -torch.inf, dtype=accumulator(h.dtype), device=h.device)
+    for v in pieces(len(weight), scratch_rows(h.T)):
+        z = product(h, weight[v].T)
+        if forbidden is not None:
+            z = z.masked_fill(forbidden[v], -torch.inf)
+        largest = torch.maximum(largest, z.amax(-1))
+    return largest
+
+
+def product(a, b, rounded=False):
+    """a @ b with fp32 sums and, unless `rounded` to the operands' dtype, an fp32 result (fp64 of fp64)."""
+    with torch.autocast(a.device.type, enabled=False):
+        if rounded or a.dtype == accumulator(a.dtype):
+            return a @ b
+        if a.is_cuda:
+            return torch.mm(a, b, out_dtype=torch.float32)
+        # A CPU has no such product.  A product of two bf16 numbers is exact in fp32, so this is the same; in parts,
+        # to have no whole copy of b.
+        return sum(x.float() @ y.float() for x, y in zip(a.split(4096, dim=1), b.split(4096, dim=0)))
+
+
+def accumulator(dtype):
+    """What sums are taken in."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def pieces(total, size):
+    """Slices of 0..total, at most `size` long."""
+    return [slice(i, min(i + size, total)) for i in range(0, total, max(size, 1))]
+
+
+def scratch_rows(matrix):
+    """How many rows of this matrix's width make a block of fp32 scratch."""
+    return max(SCRATCH_BYTES[matrix.is_cuda] // (4 * max(matrix.shape[1], 1)) // 128 * 128, 128)
+
+
+def chunks(hidden, weight, keep_bytes):
+    """One chunk if all of E may be kept; otherwise few rows each, because the backward pass makes a chunk's E whole."""
+    whole = len(hidden) * len(weight) * hidden.element_size() <= keep_bytes
+    return pieces(len(hidden), len(hidden) if whole else CHUNK_ROWS[hidden.is_cuda])
 
 
 # ------------------------------------------------------------------------------------------------------ loss

@@ -24,7 +24,7 @@ import json
 import math
 from collections import defaultdict
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from itertools import zip_longest
 from pathlib import Path
 
@@ -34,13 +34,9 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
-from torch.utils.checkpoint import checkpoint
 
 import grpo
 from data import Processor, Prompt, Query
-
-
-LOGIT_ROWS = 2048        # tokens whose logits are in memory together
 
 
 def all_sum(tensor: torch.Tensor) -> torch.Tensor:
@@ -109,18 +105,14 @@ class Scorer(torch.nn.Module):
 
     def __init__(self, model, temperature: float, forbidden: list[int]):
         super().__init__()
-        self.model, self.temperature, self.forbidden = model, temperature, forbidden
+        self.model, self.temperature = model, temperature
+        self.register_buffer("forbidden", torch.zeros(len(model.lm_head.weight), dtype=torch.bool), persistent=False)
+        self.forbidden[forbidden] = True
 
     def forward(self, arguments: dict, where: torch.Tensor, targets: torch.Tensor):
         hidden = self.model.model(**arguments, use_cache=False).last_hidden_state.flatten(0, 1)[where]       # [N, H]
-        forbidden = torch.tensor(self.forbidden, device=hidden.device)
-        score = grpo.token_logprob
-        if len(hidden) > LOGIT_ROWS:
-            # The logits of 16k tokens and 152k words are 10 GB, several times over: in parts, made again going back.
-            score = partial(checkpoint, grpo.token_logprob, use_reentrant=False)
-        parts = [score(h, self.model.lm_head.weight, t, self.temperature, forbidden)
-                 for h, t in zip(hidden.split(LOGIT_ROWS), targets.split(LOGIT_ROWS))]
-        return tuple(map(torch.cat, zip(*parts)))
+        return grpo.token_logprob(hidden, self.model.lm_head.weight, targets, self.temperature, True,
+                                  self.forbidden.to(hidden.device))
 
 
 class Policy:

@@ -77,7 +77,8 @@ def work_ours(args, rows: list[dict], longest: int, wait, answer) -> None:
 
     processor = Processor(args.model)
     policy = Policy(args.model, processor, LEARNING_RATE, warmup_steps=0, min_lr_ratio=1.0)         # constant rate
-    policy.scorer.forbidden = policy.reference.forbidden = []        # TRL's distribution has all ids
+    for scorer in (policy.scorer, policy.reference):
+        scorer.forbidden.zero_()                                      # TRL's distribution has all ids
     engine = sampler.HFEngine(policy.model, processor, max_new_tokens=longest)
     engine.forbidden = torch.tensor([*processor.forbidden_ids, processor.eos_id])
     queries = [Query(str(i), [base64.b64decode(r["image"])], r["question"], "-", "-") for i, r in enumerate(rows)]

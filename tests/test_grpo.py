@@ -97,7 +97,7 @@ def test_token_logprob_is_log_softmax_in_value_and_gradient(n, h, v, temperature
     torch.manual_seed(n)
     hidden, weight = torch.randn(n, h, requires_grad=True), torch.randn(v, h, requires_grad=True)
     targets, g = torch.randint(v, (n,)), torch.randn(n)
-    logp, entropy = token_logprob(hidden, weight, targets, temperature)
+    logp, entropy = token_logprob(hidden, weight, targets, temperature, return_entropy=True)
     assert not entropy.requires_grad
     logp.backward(g)
 
@@ -115,7 +115,7 @@ def test_token_logprob_is_log_softmax_in_value_and_gradient(n, h, v, temperature
 def test_token_logprob_takes_bf16_and_large_logits():
     hidden = torch.tensor([[300.0, 0.0], [0.0, 0.0]], dtype=torch.bfloat16)
     weight = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]], dtype=torch.bfloat16)
-    logp, entropy = token_logprob(hidden, weight, torch.tensor([2, 1]))
+    logp, entropy = token_logprob(hidden, weight, torch.tensor([2, 1]), return_entropy=True)
     # Row 1: logits 300, 0, -300, so -600 for the last.  Row 2: all equal, -ln 3 and entropy ln 3.
     assert logp.tolist() == pytest.approx([-600, -math.log(3)]) and logp.dtype == torch.float32
     assert entropy.tolist() == pytest.approx([0, math.log(3)], abs=1e-6)

@@ -9,6 +9,7 @@ import gc
 import json
 import math
 import random
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save_file
 
 import grpo
-import policy as policy_module
 import toy
 from conftest import response_logprobs
 from data import Processor, Query
@@ -143,7 +143,8 @@ def test_the_gradient_is_the_mean_by_its_definition(checkpoint, processor, pictu
 def sharded(rank: int, folder: str, checkpoint: str, images: list) -> None:
     """One of two sharded processes.  Rows differ in pictures and lengths, and one has no picture at all."""
     torch.set_num_threads(1)
-    policy_module.LOGIT_ROWS = 7                              # one process takes all logits at once
+    grpo.CHUNK_ROWS = [7, 7]                                  # one process takes all log-probs at once
+    grpo.token_logprob = partial(grpo.token_logprob, keep_bytes=7 * 1000 * 8)             # and keeps all, these do not
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     processor = Processor(checkpoint)
 
