@@ -234,10 +234,12 @@ class _TokenLogprob(torch.autograd.Function):
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         d_hidden = torch.zeros_like(hidden) if need_hidden else None
         # The sum over several chunks is taken in fp32, or it would be rounded each time.
-        d_weight = torch.zeros_like(weight, dtype=a.dtype) if need_weight and len(work) != 1 else None
+        d_weight = torch.zeros_like(weight, dtype=a.dtype) if need_weight and len(work) > 1 else None
         while work:
             rows, E = work.pop()
             live = compact(E, g[rows] != 0)                           # clipped tokens, say, cost nothing from here on
+            if not len(live):
+                continue
             h, factor = hidden[rows][live], a[rows][live, None]
             if E is None:
                 E = h.new_empty(len(h), len(weight))
@@ -250,7 +252,9 @@ class _TokenLogprob(torch.autograd.Function):
             elif need_weight:
                 for v in pieces(len(weight), scratch_rows(weight)):
                     d_weight[v] += product(E[:, v].T, scaled)
-        return d_hidden, d_weight.to(weight.dtype) if need_weight else None, None, None, None, None, None
+        if need_weight:
+            d_weight = torch.zeros_like(weight) if d_weight is None else d_weight.to(weight.dtype)
+        return d_hidden, d_weight, None, None, None, None, None
 
 
 def exponentials(h, weight, targets, temperature, forbidden, anchor, E=None):
@@ -275,7 +279,7 @@ def exponentials(h, weight, targets, temperature, forbidden, anchor, E=None):
             u[:, no] = NEVER
         e = u.exp()
         R += e.sum(-1)
-        S += torch.linalg.vecdot(e, u)
+        S += u.mul_(e).sum(-1)
         if here is not None:
             here.copy_(e)
     if E is not None:
