@@ -1,6 +1,7 @@
 """Groups, advantages, context rollback and the loss.  Pure torch: knows nothing of text, images or engines.
 
-Top to bottom: member -> group -> advantages (eq. A) -> log-prob of the sampled token -> loss (eq. L).
+Top to bottom: member -> group -> advantages (eq. A) -> log-prob of the sampled token, by definition and fused with
+the language-model head (eq. 1 to 4) -> loss (eq. L).
 
 Paper: ContextRL, arXiv 2602.22623, section 3.3.  Its symbols are used in this file only:
     K   stage-1 samples of a query        P(x)  verified, independent retries of a query
@@ -8,13 +9,15 @@ Paper: ContextRL, arXiv 2602.22623, section 3.3.  Its symbols are used in this f
     λ   scale of a mixed group            β     KL coefficient
     ρ   ratio pi_theta / pi_old           ε     clip range (ε_low, ε_high)
 
-    python grpo.py        checks the loss and its gradient on numbers computed by hand
+    python grpo.py        checks loss and log-probs, then times the log-probs beside their peers
 """
 
 import math
 import os
+import runpy
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +31,7 @@ except ImportError:
 
 IGNORE = -100            # a target that is none, as in torch's cross entropy
 NEVER = -1e30            # exponent of what has no share; finite, so that 0 * NEVER is 0
-ANCHOR_LIMIT = 1e18      # R above it: a would come near the end of fp32's range
+ANCHOR_LIMIT = 1e18      # Q above it: a would come near the end of fp32's range
 FEW_ROWS = 256           # rows of E that are copied together
 SCRATCH_BYTES = [16 << 20, 512 << 20]    # [CPU, CUDA] of fp32: logits, and parts of d weight, pass through it
 CHUNK_ROWS = [512, 4096]                 # [CPU, CUDA] rows whose E are made again together
@@ -142,7 +145,7 @@ def token_logprob(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Ten
     temperature                    logits are divided by it
     forbidden [V] bool             ids that the engine may not sample: they have no share in the distribution
     keep_bytes                     how much of E (below) may wait for the backward pass; what exceeds it is made again
-                                   then.  0 is the least memory.  Changes the time, not the result
+                                   then.  0 is the least memory.  It changes time and rounding, nothing else
 
     -> logp [N] fp32 (of fp64: fp64), never above 0, differentiable once with ANY gradient per token; and, if
     return_entropy, the entropy [N] that the token was drawn with, a metric without gradient.  Gradients are made only
@@ -150,25 +153,25 @@ def token_logprob(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Ten
 
     TARGET-ANCHORED EXPONENTIALS.  With logits z = hidden weightᵀ, target y and temperature T, in each row:
 
-        E_j = exp((z_j - z_y) / T)  for j ≠ y,      R = Σ E_j                               (1)
-        log p_y = -log(1 + R)                                                               (2)
-        g ∂(log p_y)/∂z_j = a E_j  for all j, with E_y := -R  and  a = -g / (T (1 + R))     (3)
+        E_j = exp((z_j - z_y) / T)  for j ≠ y,      Q = Σ E_j                               (1)
+        log p_y = -log(1 + Q)                                                               (2)
+        g ∂(log p_y)/∂z_j = a E_j  for all j, with E_y := -Q  and  a = -g / (T (1 + Q))     (3)
 
-    A softmax is measured against the largest logit, known after one pass over the vocabulary, and divided by a sum
-    known after another.  The target's logit is one dot product, known BEFORE the first pass; and since p_y <= 1 it is
-    never far above the others' sum, so nothing that matters underflows.  The gradient is then E itself times one
-    number per row, and numbers per row can leave a matrix product:
+    A softmax is measured against the largest logit, known after one pass over the vocabulary, and divided by a sum,
+    known after another.  The target's logit is one dot product, known BEFORE the first pass, and against it what
+    underflows is less than 1e-38 of p_y.  The gradient is E itself times one number per row, and a number per row can
+    leave a matrix product:
 
         d hidden = a ∘ (E weight),      d weight = Eᵀ (a ∘ hidden)                          (4)
 
-    So E is written once, in hidden's dtype, and read by two ordinary matrix products: 6 N H V operations, as without
-    fusion, though g is free until the backward pass (clipping, KL, ratios of whole sequences).  The target is not in
-    the sum, so 1 - p of a sure token keeps all its digits.
+    So E is written once, in hidden's dtype, and read by two ordinary matrix products: 6 N H V operations in all, as
+    without fusion, though g is free until the backward pass (clipping, KL, ratios of whole sequences).  The target is
+    not in the sum: 1 - p of a sure token keeps its digits, and log p is never above 0.
 
-    Logits are summed and used in fp32; a bf16 product returns them rounded, 0.06 off at |z| = 24.  They exist for a
-    few columns at a time, on CUDA for one Triton kernel to turn into E, elsewhere for the same formulas in torch.
-    Any number may stand in for z_y as anchor if e^((z_y - anchor) / T) stands in for the 1: so the dot product's own
-    rounding cancels, and a row whose R is huge is done again with its largest logit.
+    Logits are fp32; a bf16 product would return them rounded, 0.06 off at |z| = 24.  They exist for a few columns at a
+    time, for a Triton kernel on CUDA, or the same formulas in torch, to turn into E.  Any number may stand in for z_y
+    as the anchor if e^u_y, u_y = (z_y - anchor) / T, stands in for the 1: so the dot product's own rounding cancels,
+    and a row whose Q is huge, with E near the end of their range, is done again against its largest logit.
     """
     if hasattr(hidden, "to_local") or hasattr(weight, "to_local"):
         raise ValueError("token_logprob needs whole tensors: call it within the forward pass of the sharded module")
@@ -177,6 +180,8 @@ def token_logprob(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Ten
         raise ValueError("hidden {}, weight {}, targets {} are not [N, H], [V, H], [N]".format(*map(tuple, shapes)))
     if hidden.dtype != weight.dtype or hidden.dtype not in (torch.bfloat16, torch.float32, torch.float64):
         raise ValueError(f"hidden is {hidden.dtype}, weight {weight.dtype}: both must be bfloat16, float32 or float64")
+    if forbidden is not None and (forbidden.dtype != torch.bool or forbidden.shape != weight.shape[:1]):
+        raise ValueError(f"forbidden is {forbidden.dtype} {tuple(forbidden.shape)}, must be bool [V]")
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}, must be above 0")
     asked = (targets != IGNORE).nonzero()[:, 0]
@@ -192,8 +197,8 @@ def token_logprob(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Ten
 
 
 class _TokenLogprob(torch.autograd.Function):
-    """Equations (1) to (4) for one chunk of rows after the other.  Chunks do not depend on whether a gradient is wanted:
-    a product of other shape may round differently, and old and current log-probs must be equal to the last bit."""
+    """Equations (1) to (4), one chunk of rows after the other.  Chunks do not depend on whether a gradient is wanted: a
+    product of another shape may round differently, and old and current log-probs must be equal to the last bit."""
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, temperature, forbidden, keep_bytes, gradient):
@@ -207,18 +212,18 @@ class _TokenLogprob(torch.autograd.Function):
                 keep_bytes -= size
                 E = h.new_empty(len(h), len(weight))
             c = (h * F.embedding(y, weight)).sum(-1, dtype=wide)
-            R, S, u_y = exponentials(h, weight, y, temperature, forbidden, c, E)
-            # Not (R >= limit): a row with NaN is done again too, and stays NaN.
-            for few in (~(R < ANCHOR_LIMIT)).nonzero()[:, 0].split(FEW_ROWS):
+            Q, Qu, u_y = exponentials(h, weight, y, temperature, forbidden, c, E)
+            # Not (Q >= limit): a row with NaN is done again too, and stays NaN.
+            for few in (~(Q < ANCHOR_LIMIT)).nonzero()[:, 0].split(FEW_ROWS):
                 again = None if E is None else h.new_empty(len(few), len(weight))
                 c[few] = largest_logit(h[few], weight, forbidden)
-                R[few], S[few], u_y[few] = exponentials(h[few], weight, y[few], temperature, forbidden, c[few], again)
+                Q[few], Qu[few], u_y[few] = exponentials(h[few], weight, y[few], temperature, forbidden, c[few], again)
                 if E is not None:
                     E[few] = again
-            anchor[rows], total[rows] = c, u_y.exp() + R
-            logp[rows] = -torch.logaddexp(torch.zeros_like(R), R.log() - u_y)           # (2), -log(1 + R e^-u_y)
+            anchor[rows], total[rows] = c, u_y.exp() + Q
+            logp[rows] = -torch.logaddexp(torch.zeros_like(Q), Q.log() - u_y)           # (2), -log(1 + Q e^-u_y)
             # -Σ p log p with log p_j = u_j - log(total), and log(total) = u_y - log p_y
-            entropy[rows] = u_y - logp[rows] - (S + u_y.exp() * u_y) / total[rows]
+            entropy[rows] = u_y - logp[rows] - (Qu + u_y.exp() * u_y) / total[rows]
             ctx.chunks.append((rows, E))
         ctx.save_for_backward(hidden, weight, targets, forbidden, anchor, total)
         ctx.temperature = temperature
@@ -258,9 +263,9 @@ class _TokenLogprob(torch.autograd.Function):
 
 
 def exponentials(h, weight, targets, temperature, forbidden, anchor, E=None):
-    """(1) of a chunk, for u_j = (z_j - anchor) / temperature: -> R = Σ e^u_j, S = Σ e^u_j u_j (both without the target
+    """(1) of a chunk, for u_j = (z_j - anchor) / temperature: -> Q = Σ e^u_j, Qu = Σ e^u_j u_j (both without the target
     and without forbidden ids) and u_y, each [C].  Fills E [C, V] if it is given."""
-    R, S, u_y = torch.zeros(3, len(h), dtype=anchor.dtype, device=h.device).unbind()
+    Q, Qu, u_y = torch.zeros(3, len(h), dtype=anchor.dtype, device=h.device).unbind()
     for v in pieces(len(weight), scratch_rows(h.T)):
         z = product(h, weight[v].T)
         here = None if E is None else E[:, v]
@@ -268,7 +273,7 @@ def exponentials(h, weight, targets, temperature, forbidden, anchor, E=None):
         if triton and z.dtype == torch.float32 and (z.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"):
             exponentials_kernel[(len(z),)](
                 z, z.stride(0), targets, v.start, z.shape[1], anchor, 1 / temperature, no, here,
-                0 if here is None else here.stride(0), R, S, u_y, TILE=2048, num_warps=8)
+                0 if here is None else here.stride(0), Q, Qu, u_y, TILE=2048, num_warps=8)
             continue
         u = z.sub_(anchor[:, None]).div_(temperature)
         at = targets - v.start
@@ -278,18 +283,18 @@ def exponentials(h, weight, targets, temperature, forbidden, anchor, E=None):
         if no is not None:
             u[:, no] = NEVER
         e = u.exp()
-        R += e.sum(-1)
-        S += u.mul_(e).sum(-1)
+        Q += e.sum(-1)
+        Qu += u.mul_(e).sum(-1)
         if here is not None:
             here.copy_(e)
     if E is not None:
-        E.scatter_(1, targets[:, None], -R[:, None].to(E.dtype))
-    return R, S, u_y
+        E.scatter_(1, targets[:, None], -Q[:, None].to(E.dtype))
+    return Q, Qu, u_y
 
 
 if triton:
     @triton.jit
-    def exponentials_kernel(z, z_stride, targets, first, width, anchor, scale, forbidden, E, E_stride, R, S, u_y,
+    def exponentials_kernel(z, z_stride, targets, first, width, anchor, scale, forbidden, E, E_stride, Q, Qu, u_y,
                             TILE: tl.constexpr):
         """The same for some columns of one row: z fp32 is read once, E written once, and the row's sums go on."""
         row = tl.program_id(0).to(tl.int64)                                    # 64 bits: N x V passes 2^31 soon
@@ -307,8 +312,8 @@ if triton:
             s += tl.where(out, 0.0, e * u)
             if E is not None:
                 tl.store(E + row * E_stride + j, e.to(E.dtype.element_ty), mask=j < width)
-        tl.store(R + row, tl.load(R + row) + tl.sum(r))
-        tl.store(S + row, tl.load(S + row) + tl.sum(s))
+        tl.store(Q + row, tl.load(Q + row) + tl.sum(r))
+        tl.store(Qu + row, tl.load(Qu + row) + tl.sum(s))
 
 
 def compact(E, live):
@@ -410,8 +415,9 @@ def policy_loss(logp_T: torch.Tensor, old_T: torch.Tensor, advantage_T: torch.Te
     return loss, sums
 
 
-def main() -> None:
-    """Two tokens, A = +1 and -1, ρ = 1.5 and 1: the first is clipped (no gradient), the second has dL/dlogp = 1."""
+def check() -> bool:
+    """Prints the loss beside numbers by hand, and log-probs and gradients beside the definition in fp64."""
+    # Two tokens, A = +1 and -1, ρ = 1.5 and 1: the first is clipped (no gradient), the second has dL/dlogp = 1.
     logp = torch.tensor([math.log(1.5), 0.0], requires_grad=True)
     one = torch.ones(2)
     loss, sums = policy_loss(logp, torch.zeros(2), torch.tensor([1.0, -1.0]), one, one.bool(), 0.2, 0.2)
@@ -419,7 +425,29 @@ def main() -> None:
     print(f"loss {loss.item():+.4f} (by hand -1.2 + 1 = -0.2), gradient {logp.grad.tolist()} (by hand [0, 1]), "
           f"clipped {int(sums['clipped'])} (by hand 1)")
     ok = abs(loss.item() + 0.2) < 1e-6 and torch.allclose(logp.grad, torch.tensor([0.0, 1.0]))
-    raise SystemExit(0 if ok else 1)
+    # The gates are rounding errors: of fp32 sums, and of bf16 to 8 bits two or three times.
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for dtype, gates in ((torch.float32, [1e-4, 1e-5, 1e-5]), (torch.bfloat16, [1e-4, 3e-3, 3.5e-3])):
+        hidden, weight = (torch.randn(n, 64, device=device).to(dtype).requires_grad_() for n in (300, 5003))
+        targets, g = torch.randint(5003, (300,), device=device), torch.randn(300, device=device)
+        exact = [x.detach().double().requires_grad_() for x in (hidden, weight)]
+        logp, true = token_logprob(hidden, weight, targets), naive_token_logprob(*exact, targets)[0]
+        got, expected = torch.autograd.grad(logp, (hidden, weight), g), torch.autograd.grad(true, exact, g.double())
+        errors = [(logp - true).abs().max().item()]
+        errors += [((a - b).norm() / b.norm()).item() for a, b in zip(got, expected)]
+        print("{} {}: error of log-prob {:.1e}, relative errors of d hidden {:.1e} and d weight {:.1e}".format(
+            device, dtype, *errors))
+        ok = ok and all(e < gate for e, gate in zip(errors, gates))
+    return ok
+
+
+def main() -> None:
+    """Checks; then, if this file lies in its repository, the benchmark, which takes the arguments."""
+    if not check():
+        raise SystemExit("error: the checks above failed")
+    benchmark = Path(__file__).resolve().parent / "tests" / "benchmark_logprob.py"
+    if benchmark.exists():
+        runpy.run_path(str(benchmark), run_name="__main__")
 
 
 if __name__ == "__main__":

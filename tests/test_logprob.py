@@ -284,6 +284,7 @@ def test_nan_is_not_hidden():
     (dict(targets=torch.zeros(2, dtype=torch.long)), r"targets \(2,\) are not"),
     (dict(hidden=torch.zeros(3, 4, dtype=torch.bfloat16)), "hidden is torch.bfloat16, weight torch.float32: both"),
     (dict(hidden=torch.zeros(3, 4).half(), weight=torch.zeros(9, 4).half()), "must be bfloat16, float32 or float64"),
+    (dict(forbidden=torch.tensor([3, 8])), r"forbidden is torch.int64 \(2,\), must be bool \[V\]"),
     (dict(temperature=0.0), "temperature is 0.0, must be above 0")])
 def test_what_does_not_fit_is_refused(change, message):
     arguments = dict(hidden=torch.zeros(3, 4), weight=torch.zeros(9, 4), targets=torch.zeros(3, dtype=torch.long))

@@ -85,10 +85,28 @@ def test_packed_rows_equal_every_prompt_and_response_alone(checkpoint, processor
     alone = torch.cat([response_logprobs(policy.model, row.prompt, m.ids, processor)
                        for row in rows for m in row.members])
     assert len(alone) == sum(len(m.ids) for row in rows for m in row.members)
-    torch.testing.assert_close(packed.double(), alone, atol=3e-6, rtol=0)      # token_logprob works in fp32
+    torch.testing.assert_close(packed, alone, atol=1e-12, rtol=0)
     (alone * g).sum().backward()
-    assert_same(got, gradients(policy), 1e-5)
+    assert_same(got, gradients(policy), 1e-6)               # the model itself has fp32 parts
     assert got["model.visual.patch_embed.proj.weight"].abs().max() > 0          # reaches the pixels
+
+
+@pytest.mark.parametrize("dtype, digits", [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+def test_fused_log_probs_train_like_those_of_the_definition(checkpoint, processor, picture, monkeypatch, dtype, digits):
+    found = []
+    for keep_bytes in (5_000_000_000, 0, None):
+        monkeypatch.undo()
+        monkeypatch.setattr(grpo, "CHUNK_ROWS", [50] * 2)
+        monkeypatch.setattr(grpo, "token_logprob", partial(grpo.token_logprob, keep_bytes=keep_bytes))
+        if keep_bytes is None:
+            monkeypatch.setattr(grpo, "token_logprob", lambda hidden, weight, targets, temperature, _, forbidden:
+                                grpo.naive_token_logprob(hidden, weight, targets, temperature, forbidden))
+        policy, rows, sums = Policy(checkpoint, processor, dtype=dtype), make_rows(processor, picture), {}
+        policy.gradient(rows, UpdateSettings(kl_coef=0.3), sums=sums)
+        found.append((gradients(policy), sums))
+    for got, sums in found[:2]:
+        assert_same(got, found[2][0], 10 * digits)
+        assert sums == pytest.approx(found[2][1], rel=digits, abs=digits)
 
 
 def test_micro_batches_keep_every_member_once_and_the_budget(processor, picture):
