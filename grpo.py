@@ -213,8 +213,8 @@ class _TokenLogprob(torch.autograd.Function):
                 E = h.new_empty(len(h), len(weight))
             c = (h * F.embedding(y, weight)).sum(-1, dtype=wide)
             Q, Qu, u_y = exponentials(h, weight, y, temperature, forbidden, c, E)
-            # Not (Q >= limit): a row with NaN is done again too, and stays NaN.
-            for few in (~(Q < ANCHOR_LIMIT)).nonzero()[:, 0].split(FEW_ROWS):
+            huge = (~(Q < ANCHOR_LIMIT)).nonzero()[:, 0]                # or NaN, which stays NaN
+            for few in huge.split(FEW_ROWS) if len(huge) else ():
                 again = None if E is None else h.new_empty(len(few), len(weight))
                 c[few] = largest_logit(h[few], weight, forbidden)
                 Q[few], Qu[few], u_y[few] = exponentials(h[few], weight, y[few], temperature, forbidden, c[few], again)

@@ -35,6 +35,13 @@ def gradient_gates(dtype, n: int) -> tuple[float, float]:
     return tuple(gate + INTERPRETED * 2 ** -9 for gate in (many if n > 100 else few))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def device():
+    """All tensors of these tests lie on a GPU where there is one."""
+    with torch.device("cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"):
+        yield
+
+
 def inputs(n: int, h: int, v: int, dtype=torch.float32, sd: float = 3.0, seed: int = 0):
     """hidden and weight whose logits have this standard deviation, targets, and a gradient per token."""
     torch.manual_seed(seed)
@@ -268,7 +275,7 @@ def test_a_second_backward_pass_makes_it_again_and_a_second_derivative_is_refuse
 def test_autocast_does_not_round_it():
     hidden, weight, targets, g = inputs(30, 8, 100)
     expected = fused(hidden, weight, targets, g)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(hidden.device.type, dtype=torch.bfloat16):
         assert all(torch.equal(a, b) for a, b in zip(fused(hidden, weight, targets, g), expected))
 
 
@@ -364,7 +371,7 @@ def test_the_kernel_compiles_for_gpus_without_one():
 
     kernel = grpo.exponentials_kernel
     types = dict(z="*fp32", z_stride="i32", targets="*i64", first="i32", width="i32", anchor="*fp32", scale="fp32",
-                 forbidden="*i1", E="*bf16", E_stride="i32", R="*fp32", S="*fp32", u_y="*fp32", TILE="constexpr")
+                 forbidden="*i1", E="*bf16", E_stride="i32", Q="*fp32", Qu="*fp32", u_y="*fp32", TILE="constexpr")
     assert list(types) == kernel.arg_names
     aligned = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]]
                for name in ("z", "z_stride", "E", "E_stride", "width", "forbidden")}
