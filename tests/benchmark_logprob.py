@@ -11,17 +11,19 @@ loaded, so that `pip install --no-deps verl trl` will do.  TRITON_INTERPRET=1 ru
     scalar    mean cross entropy, backward with 1: all that some peers can do, and may do with fewer operations
     grpo      from hidden states to the clipped loss with KL.  tf32: torch's float32 matmul precision high, not highest
 
-Each implementation is tried in a process of its own first, for the peak of memory beyond what is resident with the
-inputs, the errors of the first rows (256, on a CPU 64) against fp64, and the time of the first call, which compiles.
-Then all take turns; `x ours` is the median over the rounds of the ratio to `ours`.  The limit is the time of the
-matrix products alone at the rate of one large product, as measured at the start of this run or in turn with the rest,
-whichever is more: 2 N H V operations forward, 6 with backward, also for what spends 8 on making logits twice.
+Each implementation is tried in a process of its own first: for the peak of memory beyond what is resident with the
+inputs (CUDA, or Linux), for the errors of the first rows (256, on a CPU 64) against fp64, and for the time of the
+first call, which compiles.  Then all take turns; `x ours` is the median over the rounds of the ratio to `ours`.  The
+limit is the time of the matrix products alone at the rate of one large product, as measured at the start of this run
+or in turn with the rest, whichever is more: 2 N H V operations forward, 6 with backward, also for what spends 8 on
+making logits twice.
 """
 
 import argparse
 import gc
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import math
 import statistics
@@ -43,6 +45,7 @@ import grpo
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 CLIP, KL = 0.2, 0.01
+SHAPE = "mode", "hidden", "tokens"
 PACKAGES = ("torch", "triton", "liger-kernel", "cut-cross-entropy", "verl", "trl", "quack-kernels")
 NOTES = {"ours": "any gradient, entropy too; 6 N H V operations where E is kept, 8 where not",
          "naive": "whole logits, entropy too", "naive logp": "whole logits, cross entropy in fp32, no entropy",
@@ -171,8 +174,13 @@ def some(d, rows=None, gradient=False, wide=False):
     return types.SimpleNamespace(**out | {key: out[key].detach().requires_grad_(gradient) for key in ("h", "W")})
 
 
+def forward(mode, name, d):
+    torch.set_float32_matmul_precision("high" if name.endswith("tf32") else "highest")
+    return MODES[mode][name](d)
+
+
 def both(mode, name, d):
-    out = MODES[mode][name](d)
+    out = forward(mode, name, d)
     return out.detach(), *torch.autograd.grad(out, (d.h, d.W), d.g.to(out.dtype) if mode == "token" else None)
 
 
@@ -187,10 +195,6 @@ def errors(mode, name, d):
 def problem(error):
     kinds = {torch.OutOfMemoryError: "out of memory", ModuleNotFoundError: f"not installed ({error})"}
     return kinds.get(type(error), " ".join(f"{type(error).__name__}: {error}".split())[:150].replace("|", "/"))
-
-
-def precision(name):
-    torch.set_float32_matmul_precision("high" if name.endswith("tf32") else "highest")
 
 
 def clean():
@@ -229,30 +233,37 @@ def peak(restart=False):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 
 
-def child(args, mode, name):
-    """One implementation in this fresh process: prints a line of JSON for each shape."""
-    precision(name)
-    for hidden, tokens in args.shapes:
-        row = {"mode": mode, "name": name, "hidden": hidden, "tokens": tokens}
+def child(args, mode, name, shapes):
+    """One implementation in this fresh process: prints what it finds, a line for each shape."""
+    for shape in json.loads(shapes):
+        found = {}
         try:
-            d = some(make_data(args, mode, hidden, tokens), gradient=True)
+            d = some(make_data(args, mode, *shape), gradient=True)
             if CUDA:
-                row["first"] = seconds(lambda: both(mode, name, d))                # compiles and tunes
+                found["first"] = seconds(lambda: both(mode, name, d))              # compiles and tunes
             clean()
             before = peak(restart=True)
             both(mode, name, d)
-            row["peak"] = peak() - before
-            row["errors"] = errors(mode, name, d)
+            found["peak"] = peak() - before
+            found["errors"] = errors(mode, name, d)
         except Exception as error:
-            row["problem"] = problem(error)
-        print(json.dumps(row), flush=True)
+            found["problem"] = problem(error)
+        print("found", json.dumps(found), flush=True)
         d = None
         clean()
 
 
-def try_alone(args, mode, name, deadline):
-    """child() in a process of its own -> its rows, one for each shape."""
-    process = subprocess.Popen([sys.executable, __file__, *sys.argv[1:], "--child", mode, name], text=True,
+def groups(rows, *keys):
+    found = {}
+    for row in rows:
+        found.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return found.values()
+
+
+def try_alone(rows, deadline):
+    """child() in a process of its own for the shapes of these rows."""
+    child = rows[0]["mode"], rows[0]["name"], json.dumps([(row["hidden"], row["tokens"]) for row in rows])
+    process = subprocess.Popen([sys.executable, __file__, *sys.argv[1:], "--child", *child], text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         out, log = process.communicate(timeout=max(deadline - time.time(), 0.1))
@@ -260,66 +271,70 @@ def try_alone(args, mode, name, deadline):
     except subprocess.TimeoutExpired:
         process.kill()
         out, died = process.communicate()[0], "not measured (time budget)"
-    rows = [json.loads(line) for line in out.splitlines() if line.startswith('{"mode"')]
-    return rows + [{"mode": mode, "name": name, "hidden": hidden, "tokens": tokens, "problem": died}
-                   for hidden, tokens in args.shapes[len(rows):]]
+    lines = [line.removeprefix("found ") for line in out.splitlines() if line.startswith("found ")]
+    for row, line in itertools.zip_longest(rows, lines):
+        row |= json.loads(line) if line else {"problem": died}
 
 
-def take_turns(args, mode, hidden, tokens, rows, product, deadline):
+def take_turns(args, rows, product, deadline):
     """Times of the rows of one shape that have no problem so far, interleaved, and what follows from them."""
+    mode, hidden, tokens = (rows[0][key] for key in SHAPE)
     data, rates = make_data(args, mode, hidden, tokens), []
     full, few = ((some(data, n), some(data, n, gradient=True)) for n in (None, 64))
 
     def once(row, inference, training):
-        precision(row["name"])
+        if "problem" in row or time.time() > deadline:
+            return []
         try:
             with torch.no_grad():
-                forward = seconds(lambda: MODES[mode][row["name"]](inference))
-            return [(forward, seconds(lambda: both(mode, row["name"], training)))]
+                first = seconds(lambda: forward(mode, row["name"], inference))
+            return [(first, seconds(lambda: both(mode, row["name"], training)))]
         except Exception as error:
             row["problem"] = problem(error)
         clean()                                         # what the failed call held is free only now
         return []
 
-    for row in rows:                                    # warm-up: 10 calls, fewer if slow; on a CPU one, of few rows
+    for row in rows:
         row["times"], row["gradients"], began = [], data.h.nbytes + data.W.nbytes, time.time()
-        for _ in range(10 if CUDA else 1):
-            if "problem" not in row and time.time() < min(began + 5, deadline):
+        for _ in range(10 if CUDA else 1):              # warm-up, shorter for what is slow; on a CPU with a few rows
+            if time.time() < began + 5:
                 once(row, *(full if CUDA else few))
     for turn in range(args.rounds):
         rates += [rate(3)] if time.time() < deadline else []
         for row in (rows * 2)[turn % len(rows):][:len(rows)]:
-            if "problem" not in row and time.time() < deadline:
-                row["times"] += once(row, *full)
-    base = next((row["times"] for row in rows if row["name"] == "ours" and "problem" not in row), [])
+            row["times"] += once(row, *full)
+    base = next((row["times"] for row in rows if row["name"] == "ours"), [])
     for row in rows:
         if "problem" not in row and not row["times"]:
             row["problem"] = "not timed (time budget)"
         if "problem" not in row:
-            row["limit"] = [operations * tokens * hidden * args.vocabulary / max(product, statistics.median(rates))
-                            for operations in (2, 6)]
+            fastest = max(product, statistics.median(rates))
+            row["limit"] = [factor * tokens * hidden * args.vocabulary / fastest for factor in (2, 6)]
             row["time"] = [torch.tensor(column).quantile(torch.tensor([0.5, 0.2, 0.8])).tolist()
                            for column in zip(*row["times"])]
-            row["x ours"] = statistics.median([a[1] / b[1] for a, b in zip(row["times"], base)] or [math.nan])
+            row["x ours"] = statistics.median(a[1] / b[1] for a, b in zip(row["times"], base)) if base else None
 
 
 # ------------------------------------------------------------------------------------------------------- output
 
 def table(rows):
-    print("\n| mode | H x N | implementation | forward ms (20 %, 80 %) | limit / time | forward + backward ms | limit / "
-          "time | x ours | peak GB | of it gradients | error: logp or loss | dh | dW | first call s | rounds |\n"
-          + "|---" * 15 + "|")
+    columns = ("mode", "H x N", "implementation", "forward ms (20 %, 80 %)", "limit / time", "forward + backward ms",
+               "limit / time", "x ours", "peak GB", "of it gradients", "error: logp or loss", "dh", "dW", "first s",
+               "rounds")
+    print("\n|", " | ".join(columns), "|\n" + "|---" * len(columns) + "|")
     for row in rows:
         cells = [row.get("problem", ""), "", "", "", ""]
         if "problem" not in row:
             ms = ["{:.4g} ({:.4g}, {:.4g})".format(*(1000 * t for t in time)) for time in row["time"]]
             ratio = [f"{limit / time[0]:.3f}" for limit, time in zip(row["limit"], row["time"])]
-            cells = [ms[0], ratio[0], ms[1], ratio[1], f"{row['x ours']:.2f}"]
+            cells = [ms[0], ratio[0], ms[1], ratio[1], f"{row['x ours'] or math.nan:.2f}"]
         cells += [f"{row[key] / 1e9:.2f}" if key in row else "" for key in ("peak", "gradients")]
         cells += [f"{e:.1e}" for e in row.get("errors", [])] or ["", "", ""]
         cells += [f"{row['first']:.1f}" if "first" in row else "", str(len(row["times"]))]
         print("|", " | ".join([row["mode"], f"{row['hidden']} x {row['tokens']}", row["name"], *cells]), "|")
-    print("", *(f"{name}: {NOTES[name]}" for name in dict.fromkeys(row["name"] for row in rows) if name in NOTES), sep="\n")
+    print()
+    for name in dict.fromkeys(row["name"] for row in rows if row["name"] in NOTES):
+        print(f"{name}: {NOTES[name]}")
 
 
 def chart(rows, path, title):
@@ -329,22 +344,25 @@ def chart(rows, path, title):
     from matplotlib import pyplot as plt
 
     rows = [row for row in rows if "problem" not in row]
-    names, panels = dict.fromkeys(r["name"] for r in rows), dict.fromkeys((r["mode"], r["hidden"]) for r in rows)
+    names, modes, sizes = (list(dict.fromkeys(row[key] for row in rows)) for key in ("name", "mode", "hidden"))
     if len({row["tokens"] for row in rows}) > 1:
-        figure, axes = plt.subplots(1, len(panels), figsize=(3 + 4 * len(panels), 4.5), sharey=True, squeeze=False)
-        for axis, panel in zip(axes[0], panels):
+        figure, axes = plt.subplots(len(modes), len(sizes), figsize=(3 + 4 * len(sizes), 1 + 3.5 * len(modes)),
+                                    sharey=True, squeeze=False, layout="constrained")
+        for axis, panel in zip(axes.flat, itertools.product(modes, sizes)):
             shown = [row for row in rows if (row["mode"], row["hidden"]) == panel]
             for i, name in enumerate(names):
                 points = sorted((r["tokens"], r["limit"][1] / r["time"][1][0]) for r in shown if r["name"] == name)
                 axis.plot(*zip(*points or [(math.nan, math.nan)]), "o-", label=name, color=plt.get_cmap("tab20")(i))
             axis.set(title=f"{panel[0]}, H = {panel[1]}", xlabel="tokens", xscale="log", ylim=0)
-            ticks = [row["tokens"] for row in shown]
+            ticks = sorted({row["tokens"] for row in shown})
             axis.set_xticks(ticks, ticks, rotation=45)
             axis.minorticks_off()
-        axes[0][0].set_ylabel("limit / time, forward + backward")
+        for axis in axes[:, 0]:
+            axis.set_ylabel("limit / time, forward + backward")
         axes[0][-1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
     else:
-        figure, (left, right) = plt.subplots(1, 2, figsize=(11, 2 + 0.5 * len(rows)), sharey=True)
+        figure, (left, right) = plt.subplots(1, 2, figsize=(11, 1.5 + 0.5 * len(rows)), sharey=True,
+                                            layout="constrained")
         at = range(len(rows))
         for i, label in enumerate(("forward", "forward + backward")):
             y = [j + 0.4 * i - 0.2 for j in at]
@@ -357,14 +375,14 @@ def chart(rows, path, title):
         right.set_xlabel("GB")
         for axis in (left, right):
             axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
-    figure.suptitle(title, y=1.06, fontsize=10)
-    figure.savefig(path, dpi=130, bbox_inches="tight")
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=130)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hidden", nargs="+", type=int, help="default 2048 4096 5120; on a CPU 1024")
-    parser.add_argument("--tokens", nargs="+", type=int, help="default 4096 16384 65536 and, of 4096, 8192; on a CPU 4096")
+    parser.add_argument("--tokens", nargs="+", type=int, help="default 4096 16384 65536 and (4096, 8192); CPU 4096")
     parser.add_argument("--vocabulary", type=int, help="default 151936")
     parser.add_argument("--rounds", type=int, default=30 if CUDA else 3)
     parser.add_argument("--modes", nargs="+", choices=MODES, help="default all; on a CPU token, unless --check")
@@ -375,50 +393,50 @@ def main():
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--chart", default="logprob.png")
     parser.add_argument("--json", default="logprob.json")
-    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
-    args, begin, large = parser.parse_args(), time.time(), CUDA
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    args, begin, every = parser.parse_args(), time.time(), CUDA
     if args.check:
-        large, args.hidden, args.tokens = True, args.hidden or [256], args.tokens or [128]
+        args.hidden, args.tokens, every = args.hidden or [256], args.tokens or [128], True
     args.vocabulary = args.vocabulary or (4224 if args.check else 151936)
-    args.shapes = [(h, n) for h in args.hidden or ([2048, 4096, 5120] if CUDA else [1024])
-                   for n in args.tokens or ([4096, 16384, 65536] if CUDA else [4096])]
-    args.shapes += [(4096, 8192)] if CUDA and not args.hidden and not args.tokens else []
     if args.child:
         return child(args, *args.child)
-    chosen = [(mode, name) for mode in args.modes or (MODES if large else ["token"]) for name in MODES[mode]
-              if name in (args.peers or [name]) and (large or not name.endswith(("compiled", "tf32")))]
+    shapes = [(h, n) for h in args.hidden or ([2048, 4096, 5120] if CUDA else [1024])
+              for n in args.tokens or ([4096, 16384, 65536] if CUDA else [4096])]
+    shapes += [(4096, 8192)] if CUDA and not args.hidden and not args.tokens else []
+    rows = [{"mode": mode, "name": name, "hidden": hidden, "tokens": tokens}
+            for mode in args.modes or (MODES if every else ["token"]) for hidden, tokens in shapes
+            for name in MODES[mode]
+            if name in (args.peers or [name]) and (every or not name.endswith(("compiled", "tf32")))]
     device = torch.cuda.get_device_name() if CUDA else f"CPU with {torch.get_num_threads()} threads"
     title = f"{device}, {str(args.dtype)[6:]}, {args.data} data, vocabulary {args.vocabulary}"
     versions = {p.name: p.version for p in importlib.metadata.distributions() if p.name in PACKAGES}
-    print(title, versions, flush=True)
-    for mode, name in chosen if args.check else []:
-        precision(name)
-        try:
-            found = [f"{e:.1e}" for e in errors(mode, name, make_data(args, mode, *args.shapes[0]))]
-        except Exception as error:
-            found = [problem(error)]
-        print(mode, name, *found, sep=" | ", flush=True)
+    print(title, *(f"{name} {version}" for name, version in versions.items()), sep=", ", flush=True)
     if args.check:
+        for row in rows:
+            mode, name, *shape = row.values()
+            try:
+                found = [f"{e:.1e}" for e in errors(mode, name, make_data(args, mode, *shape))]
+            except Exception as error:
+                found = [problem(error)]
+            print(mode, name, *found, sep=" | ", flush=True)
         return
     source, target = torch.ones(2, 2 ** 28 if CUDA else 2 ** 26, device=DEVICE)
     copy = 2 * source.nbytes / statistics.median([seconds(lambda: target.copy_(source)) for _ in range(15)][5:])
     product, source, target = rate(), None, None
     clean()
     print(f"product {product / 1e12:.4g} TFLOP/s, copy {copy / 1e9:.4g} GB/s", flush=True)
-    deadline, tried, rows = begin + 60 * args.minutes, [], []
-    for mode, name in chosen:
-        tried += try_alone(args, mode, name, deadline)
-        print(f"{time.time() - begin:.0f} s: tried {mode}, {name}", file=sys.stderr, flush=True)
-    work = list(dict.fromkeys((mode, *shape) for mode, _ in chosen for shape in args.shapes))
-    for i, shape in enumerate(work):
-        mine = [row for row in tried if (row["mode"], row["hidden"], row["tokens"]) == shape]
-        share = math.prod(shape[1:]) / sum(h * n for _, h, n in work[i:])                # of the time that is left
-        take_turns(args, *shape, mine, product, time.time() + share * (deadline - time.time()))
+    deadline, result = begin + 60 * args.minutes, {"title": title, "versions": versions, "copy": copy, "rows": rows}
+    # A GPU's allocator forgets, a CPU's does not: there, a process for each shape.
+    for group in groups(rows, "name", *(["mode"] if CUDA else SHAPE)):
+        try_alone(group, deadline)
+    left = sum(row["hidden"] * row["tokens"] for row in rows)
+    for group in groups(rows, *SHAPE):
+        print(f"{time.time() - begin:.0f} s:", *(group[0][key] for key in SHAPE), file=sys.stderr, flush=True)
+        work = sum(row["hidden"] * row["tokens"] for row in group)
+        take_turns(args, group, product, time.time() + work / left * (deadline - time.time()))
+        left -= work
         clean()
-        rows += mine
-        result = {"title": title, "versions": versions, "product": product, "copy": copy, "rows": rows}
-        Path(args.json).write_text(json.dumps(result, indent=1))
-        print(f"{time.time() - begin:.0f} s: timed", *shape, file=sys.stderr, flush=True)
+        Path(args.json).write_text(json.dumps(result | {"product": product}, indent=1))
     table(rows)
     chart(rows, args.chart, title)
 
