@@ -14,9 +14,8 @@ loaded, so that `pip install --no-deps verl trl` will do.  TRITON_INTERPRET=1 ru
 Each implementation is tried in a process of its own first: for the peak of memory beyond what is resident with the
 inputs (CUDA, or Linux), for the errors of the first rows (256, on a CPU 64) against fp64, and for the time of the
 first call, which compiles.  Then all take turns; `x ours` is the median over the rounds of the ratio to `ours`.  The
-limit is the time of the matrix products alone at the rate of one large product, as measured at the start of this run
-or in turn with the rest, whichever is more: 2 N H V operations forward, 6 with backward, also for what spends 8 on
-making logits twice.
+limit is the time of the matrix products alone, at the best rate that one large product reached at the start of this
+run or in its own turns: 2 N H V operations forward, 6 with backward, also for what spends 8 on making logits twice.
 """
 
 import argparse
@@ -279,7 +278,7 @@ def try_alone(rows, deadline):
 def take_turns(args, rows, product, deadline):
     """Times of the rows of one shape that have no problem so far, interleaved, and what follows from them."""
     mode, hidden, tokens = (rows[0][key] for key in SHAPE)
-    data, rates = make_data(args, mode, hidden, tokens), []
+    data, rates = make_data(args, mode, hidden, tokens), [product]
     full, few = ((some(data, n), some(data, n, gradient=True)) for n in (None, 64))
 
     def once(row, inference, training):
@@ -308,8 +307,7 @@ def take_turns(args, rows, product, deadline):
         if "problem" not in row and not row["times"]:
             row["problem"] = "not timed (time budget)"
         if "problem" not in row:
-            fastest = max(product, statistics.median(rates))
-            row["limit"] = [factor * tokens * hidden * args.vocabulary / fastest for factor in (2, 6)]
+            row["limit"] = [factor * tokens * hidden * args.vocabulary / max(rates) for factor in (2, 6)]
             row["time"] = [torch.tensor(column).quantile(torch.tensor([0.5, 0.2, 0.8])).tolist()
                            for column in zip(*row["times"])]
             row["x ours"] = statistics.median(a[1] / b[1] for a, b in zip(row["times"], base)) if base else None
@@ -352,7 +350,8 @@ def chart(rows, path, title):
             shown = [row for row in rows if (row["mode"], row["hidden"]) == panel]
             for i, name in enumerate(names):
                 points = sorted((r["tokens"], r["limit"][1] / r["time"][1][0]) for r in shown if r["name"] == name)
-                axis.plot(*zip(*points or [(math.nan, math.nan)]), "o-", label=name, color=plt.get_cmap("tab20")(i))
+                axis.plot(*zip(*points or [(math.nan, math.nan)]), "o-", label=name,
+                          color="black" if name == "ours" else plt.get_cmap("tab20")(i))
             axis.set(title=f"{panel[0]}, H = {panel[1]}", xlabel="tokens", xscale="log", ylim=0)
             ticks = sorted({row["tokens"] for row in shown})
             axis.set_xticks(ticks, ticks, rotation=45)
@@ -426,9 +425,9 @@ def main():
     clean()
     print(f"product {product / 1e12:.4g} TFLOP/s, copy {copy / 1e9:.4g} GB/s", flush=True)
     deadline, result = begin + 60 * args.minutes, {"title": title, "versions": versions, "copy": copy, "rows": rows}
-    # A GPU's allocator forgets, a CPU's does not: there, a process for each shape.
+    # A GPU's allocator forgets, a CPU's does not: there, a process for each shape.  Half of the time is for the turns.
     for group in groups(rows, "name", *(["mode"] if CUDA else SHAPE)):
-        try_alone(group, deadline)
+        try_alone(group, begin + 30 * args.minutes)
     left = sum(row["hidden"] * row["tokens"] for row in rows)
     for group in groups(rows, *SHAPE):
         print(f"{time.time() - begin:.0f} s:", *(group[0][key] for key in SHAPE), file=sys.stderr, flush=True)
@@ -438,7 +437,8 @@ def main():
         clean()
         Path(args.json).write_text(json.dumps(result | {"product": product}, indent=1))
     table(rows)
-    chart(rows, args.chart, title)
+    if any("time" in row for row in rows):
+        chart(rows, args.chart, title)
 
 
 if __name__ == "__main__":
