@@ -408,7 +408,7 @@ def main():
             if name in (args.peers or [name]) and (every or not name.endswith(("compiled", "tf32")))]
     device = torch.cuda.get_device_name() if CUDA else f"CPU with {torch.get_num_threads()} threads"
     title = f"{device}, {str(args.dtype)[6:]}, {args.data} data, vocabulary {args.vocabulary}"
-    versions = {p.name: p.version for p in importlib.metadata.distributions() if p.name in PACKAGES}
+    versions = {p.name: p.version for p in importlib.metadata.distributions() if p.name.replace("_", "-") in PACKAGES}
     print(title, *(f"{name} {version}" for name, version in versions.items()), sep=", ", flush=True)
     if args.check:
         for row in rows:
