@@ -31,7 +31,8 @@ except ImportError:
 
 IGNORE = -100            # a target that is none, as in torch's cross entropy
 NEVER = -1e30            # exponent of what has no share; finite, so that 0 * NEVER is 0
-ANCHOR_LIMIT = 1e18      # Q above it: a would come near the end of fp32's range
+ANCHOR_LIMIT = 40.0      # exponents up to which e^u and a of (3) stay far inside fp32's range
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 FEW_ROWS = 256           # rows of E that are copied together
 SCRATCH_BYTES = [16 << 20, 512 << 20]    # [CPU, CUDA] of fp32: logits, and parts of d weight, pass through it
 CHUNK_ROWS = [512, 4096]                 # [CPU, CUDA] rows whose E are made again together
@@ -144,12 +145,13 @@ def token_logprob(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Ten
     targets [N] int64              IGNORE (-100): log-prob 0, entropy 0, no gradient and no work
     temperature                    logits are divided by it
     forbidden [V] bool             ids that the engine may not sample: they have no share in the distribution
-    keep_bytes                     how much of E (below) may wait for the backward pass; what exceeds it is made again
-                                   then.  0 is the least memory.  It changes time and rounding, nothing else
+    keep_bytes                     how much of E (below) may wait for the backward pass, per call; what exceeds it is
+                                   made again then.  It changes memory, time and rounding.  Within activation
+                                   checkpointing 0: the forward pass is done twice anyway
 
     -> logp [N] fp32 (of fp64: fp64), never above 0, differentiable once with ANY gradient per token; and, if
-    return_entropy, the entropy [N] that the token was drawn with, a metric without gradient.  Gradients are made only
-    for what requires them.  ValueError for what does not fit together.
+    return_entropy, the entropy [N] that the token was drawn with, a metric without gradient.  A frozen head costs no
+    d weight.  A forbidden target has log-prob -inf.  ValueError for what does not fit together.
 
     TARGET-ANCHORED EXPONENTIALS.  With logits z = hidden weightᵀ, target y and temperature T, in each row:
 
@@ -165,13 +167,14 @@ def token_logprob(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Ten
         d hidden = a ∘ (E weight),      d weight = Eᵀ (a ∘ hidden)                          (4)
 
     So E is written once, in hidden's dtype, and read by two ordinary matrix products: 6 N H V operations in all, as
-    without fusion, though g is free until the backward pass (clipping, KL, ratios of whole sequences).  The target is
-    not in the sum: 1 - p of a sure token keeps its digits, and log p is never above 0.
+    without fusion, though g is free until the backward pass (clipping, KL, ratios of whole sequences); 8 for the rows
+    whose E is made again.  The target is not in the sum: 1 - p of a sure token keeps its digits, and log p is never
+    above 0.
 
-    Logits are fp32; a bf16 product would return them rounded, 0.06 off at |z| = 24.  They exist for a few columns at a
-    time, for a Triton kernel on CUDA, or the same formulas in torch, to turn into E.  Any number may stand in for z_y
-    as the anchor if e^u_y, u_y = (z_y - anchor) / T, stands in for the 1: so the dot product's own rounding cancels,
-    and a row whose Q is huge, with E near the end of their range, is done again against its largest logit.
+    Logits are fp32; a bf16 product would return them rounded, up to 0.06 off at |z| = 24.  They exist for a few
+    columns at a time, for a Triton kernel on CUDA, or the same formulas in torch, to turn into E.  Any number may
+    stand in for z_y as the anchor if e^u_y, u_y = (z_y - anchor) / T, stands in for the 1: so the dot product's own
+    rounding cancels, and the rare row with a huge Q is done again against its largest logit.
     """
     if hasattr(hidden, "to_local") or hasattr(weight, "to_local"):
         raise ValueError("token_logprob needs whole tensors: call it within the forward pass of the sharded module")
@@ -182,16 +185,17 @@ def token_logprob(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Ten
         raise ValueError(f"hidden is {hidden.dtype}, weight {weight.dtype}: both must be bfloat16, float32 or float64")
     if forbidden is not None and (forbidden.dtype != torch.bool or forbidden.shape != weight.shape[:1]):
         raise ValueError(f"forbidden is {forbidden.dtype} {tuple(forbidden.shape)}, must be bool [V]")
-    if not temperature > 0:
-        raise ValueError(f"temperature is {temperature}, must be above 0")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature is {temperature}, must be above 0 and finite")
     asked = (targets != IGNORE).nonzero()[:, 0]
-    some = len(asked) < len(targets)
-    h, y = (hidden[asked], targets[asked]) if some else (hidden, targets)
+    ignored = len(asked) < len(targets)
+    h, y = (hidden[asked], targets[asked]) if ignored else (hidden, targets.contiguous())
+    forbidden = None if forbidden is None else forbidden.contiguous()
     gradient = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    logp, entropy = _TokenLogprob.apply(h, weight, y, temperature, forbidden, keep_bytes, gradient)
+    logp, entropy = _TokenLogprob.apply(h, weight, y, float(temperature), forbidden, keep_bytes, gradient)
     if forbidden is not None:
         logp = logp.masked_fill(forbidden[y], -torch.inf)
-    if some:
+    if ignored:
         logp, entropy = (x.new_zeros(len(targets)).index_copy(0, asked, x) for x in (logp, entropy))
     return (logp, entropy) if return_entropy else logp
 
@@ -205,21 +209,18 @@ class _TokenLogprob(torch.autograd.Function):
         wide = accumulator(hidden.dtype)
         logp, entropy, anchor, total = torch.empty(4, len(hidden), dtype=wide, device=hidden.device).unbind()
         ctx.chunks = []                                     # (rows, E), E None: made again in the backward pass
-        for rows in chunks(hidden, weight, keep_bytes):
-            h, y, E = hidden[rows], targets[rows], None
-            size = len(h) * len(weight) * h.element_size()
-            if gradient and size <= keep_bytes:
-                keep_bytes -= size
-                E = h.new_empty(len(h), len(weight))
+        for rows, keep in chunks(hidden, weight, keep_bytes):
+            h, y = hidden[rows], targets[rows]
+            E = h.new_empty(len(h), len(weight)) if keep and gradient else None
             c = (h * F.embedding(y, weight)).sum(-1, dtype=wide)
             Q, Qu, u_y = exponentials(h, weight, y, temperature, forbidden, c, E)
-            huge = (~(Q < ANCHOR_LIMIT)).nonzero()[:, 0]                # or NaN, which stays NaN
+            huge = ((Q > math.exp(ANCHOR_LIMIT)) | (u_y.abs() > ANCHOR_LIMIT)).nonzero()[:, 0]
             for few in huge.split(FEW_ROWS) if len(huge) else ():
-                again = None if E is None else h.new_empty(len(few), len(weight))
+                redone = None if E is None else h.new_empty(len(few), len(weight))
                 c[few] = largest_logit(h[few], weight, forbidden)
-                Q[few], Qu[few], u_y[few] = exponentials(h[few], weight, y[few], temperature, forbidden, c[few], again)
+                Q[few], Qu[few], u_y[few] = exponentials(h[few], weight, y[few], temperature, forbidden, c[few], redone)
                 if E is not None:
-                    E[few] = again
+                    E[few] = redone
             anchor[rows], total[rows] = c, u_y.exp() + Q
             logp[rows] = -torch.logaddexp(torch.zeros_like(Q), Q.log() - u_y)           # (2), -log(1 + Q e^-u_y)
             # -Σ p log p with log p_j = u_j - log(total), and log(total) = u_y - log p_y
@@ -241,7 +242,7 @@ class _TokenLogprob(torch.autograd.Function):
         # The sum over several chunks is taken in fp32, or it would be rounded each time.
         d_weight = torch.zeros_like(weight, dtype=a.dtype) if need_weight and len(work) > 1 else None
         while work:
-            rows, E = work.pop()
+            rows, E = work.pop(0)                                     # what is kept comes first, and is free then
             live = compact(E, g[rows] != 0)                           # clipped tokens, say, cost nothing from here on
             if not len(live):
                 continue
@@ -267,26 +268,28 @@ def exponentials(h, weight, targets, temperature, forbidden, anchor, E=None):
     and without forbidden ids) and u_y, each [C].  Fills E [C, V] if it is given."""
     Q, Qu, u_y = torch.zeros(3, len(h), dtype=anchor.dtype, device=h.device).unbind()
     for v in pieces(len(weight), scratch_rows(h.T)):
+        z = u = e = None                                            # the last block's, before the next one is made
         z = product(h, weight[v].T)
-        here = None if E is None else E[:, v]
-        no = None if forbidden is None else forbidden[v]
-        if triton and z.dtype == torch.float32 and (z.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"):
-            exponentials_kernel[(len(z),)](
-                z, z.stride(0), targets, v.start, z.shape[1], anchor, 1 / temperature, no, here,
-                0 if here is None else here.stride(0), Q, Qu, u_y, TILE=2048, num_warps=8)
+        E_v = None if E is None else E[:, v]
+        forbidden_v = None if forbidden is None else forbidden[v]
+        if triton and z.dtype == torch.float32 and (z.is_cuda or INTERPRETED):
+            with torch.cuda.device_of(z):
+                exponentials_kernel[(len(z),)](
+                    z, z.stride(0), targets, v.start, z.shape[1], anchor, 1 / temperature, forbidden_v, E_v,
+                    0 if E is None else E.stride(0), Q, Qu, u_y, TILE=2048, num_warps=8)
             continue
         u = z.sub_(anchor[:, None]).div_(temperature)
         at = targets - v.start
         mine = ((at >= 0) & (at < u.shape[1])).nonzero()[:, 0]
         u_y[mine] = u[mine, at[mine]]
         u[mine, at[mine]] = NEVER
-        if no is not None:
-            u[:, no] = NEVER
+        if forbidden is not None:
+            u[:, forbidden_v] = NEVER
         e = u.exp()
         Q += e.sum(-1)
         Qu += u.mul_(e).sum(-1)
-        if here is not None:
-            here.copy_(e)
+        if E is not None:
+            E_v.copy_(e)
     if E is not None:
         E.scatter_(1, targets[:, None], -Q[:, None].to(E.dtype))
     return Q, Qu, u_y
@@ -367,9 +370,15 @@ def scratch_rows(matrix):
 
 
 def chunks(hidden, weight, keep_bytes):
-    """One chunk if all of E may be kept; otherwise few rows each, because the backward pass makes a chunk's E whole."""
-    whole = len(hidden) * len(weight) * hidden.element_size() <= keep_bytes
-    return pieces(len(hidden), len(hidden) if whole else CHUNK_ROWS[hidden.is_cuda])
+    """-> (rows, whether E is kept): as many rows as keep_bytes allows in one chunk, so that d weight is one product of
+    them, and the others in equal ones of few rows, because the backward pass makes a chunk's E whole."""
+    n = len(hidden)
+    kept = min(n, max(keep_bytes, 0) // (len(weight) * hidden.element_size()))
+    if kept < n:
+        kept -= kept % 128 if kept > 128 else 0                                 # whole tiles
+    count = -(-(n - kept) // CHUNK_ROWS[hidden.is_cuda])
+    rest = [slice(kept + p.start, kept + p.stop) for p in pieces(n - kept, -(-(n - kept) // max(count, 1)))]
+    return [(slice(0, kept), True)] * (kept > 0) + [(rows, False) for rows in rest]
 
 
 # ------------------------------------------------------------------------------------------------------ loss
@@ -426,6 +435,7 @@ def check() -> bool:
           f"clipped {int(sums['clipped'])} (by hand 1)")
     ok = abs(loss.item() + 0.2) < 1e-6 and torch.allclose(logp.grad, torch.tensor([0.0, 1.0]))
     # The gates are rounding errors: of fp32 sums, and of bf16 to 8 bits two or three times.
+    torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for dtype, gates in ((torch.float32, [1e-4, 1e-5, 1e-5]), (torch.bfloat16, [1e-4, 3e-3, 3.5e-3])):
         hidden, weight = (torch.randn(n, 64, device=device).to(dtype).requires_grad_() for n in (300, 5003))

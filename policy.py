@@ -112,7 +112,7 @@ class Scorer(torch.nn.Module):
     def forward(self, arguments: dict, where: torch.Tensor, targets: torch.Tensor):
         hidden = self.model.model(**arguments, use_cache=False).last_hidden_state.flatten(0, 1)[where]       # [N, H]
         return grpo.token_logprob(hidden, self.model.lm_head.weight, targets, self.temperature, True,
-                                  self.forbidden.to(hidden.device))
+                                  self.forbidden)
 
 
 class Policy:

@@ -94,13 +94,11 @@ def test_packed_rows_equal_every_prompt_and_response_alone(checkpoint, processor
 @pytest.mark.parametrize("dtype, digits", [(torch.float32, 1e-6), (torch.float64, 1e-12)])
 def test_fused_log_probs_train_like_those_of_the_definition(checkpoint, processor, picture, monkeypatch, dtype, digits):
     found = []
-    for keep_bytes in (5_000_000_000, 0, None):
-        monkeypatch.undo()
-        monkeypatch.setattr(grpo, "CHUNK_ROWS", [50] * 2)
-        monkeypatch.setattr(grpo, "token_logprob", partial(grpo.token_logprob, keep_bytes=keep_bytes))
-        if keep_bytes is None:
-            monkeypatch.setattr(grpo, "token_logprob", lambda hidden, weight, targets, temperature, _, forbidden:
-                                grpo.naive_token_logprob(hidden, weight, targets, temperature, forbidden))
+    monkeypatch.setattr(grpo, "CHUNK_ROWS", [50] * 2)
+    for function in (grpo.token_logprob, partial(grpo.token_logprob, keep_bytes=0),
+                     lambda h, weight, targets, temperature, _, forbidden:
+                     grpo.naive_token_logprob(h, weight, targets, temperature, forbidden)):
+        monkeypatch.setattr(grpo, "token_logprob", function)
         policy, rows, sums = Policy(checkpoint, processor, dtype=dtype), make_rows(processor, picture), {}
         policy.gradient(rows, UpdateSettings(kl_coef=0.3), sums=sums)
         found.append((gradients(policy), sums))
@@ -172,6 +170,8 @@ def sharded(rank: int, folder: str, checkpoint: str, images: list) -> None:
 
     policy, rows = double(checkpoint, processor, perturbed=False), make_rows(processor, lambda w, h, seed: images[seed])
     assert all(p.to_local().shape[0] <= (p.shape[0] + 1) // 2 for p in policy.model.parameters())      # really shards
+    with pytest.raises(ValueError, match="token_logprob needs whole tensors"):
+        grpo.token_logprob(torch.zeros(1, 64).double(), policy.model.lm_head.weight, torch.zeros(1, dtype=torch.long))
     for token_mean in (False, True):
         policy.gradient(rows, UpdateSettings(token_mean=token_mean, micro_batch_tokens=200))
         save(f"all-{token_mean}", gradients(policy))
