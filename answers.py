@@ -1,0 +1,492 @@
+"""The final answer of a response, and whether two answers are the same.
+
+One implementation for everything that compares answers by rule: benchmarks, data building, training reward.  Only the
+standard library; no function raises on any text, and all take about linear time.
+
+    final_span(text)                what the text gives as its final answer, "" if nothing
+    letter, letters, yes_no, number one kind of answer, read from a text; None (or an empty set) if there is none
+    normal(text), same(a, b)        free-form answers
+    kind_of(gold)                   letter, yes_no, number or text
+    matches(response, gold, choices=None)        all of it together: is this response right?
+
+A text that gives no answer, or two, has none: nothing is guessed.  At the end stand the rules of a common harness with
+their bugs, for comparison with numbers that were made by it.
+
+    python answers.py RESPONSE GOLD [CHOICE ...]         prints the span, the kind of the gold answer, and the match
+"""
+
+import ast
+import json
+import math
+import operator
+import re
+import string
+import sys
+
+LONGEST = 500        # characters; what is longer is no short answer and is only compared as it stands
+
+# Full-width forms to ASCII; all signs for one thing to one sign.
+SIGNS = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | str.maketrans({
+    "\u3000": " ", "\xa0": " ", "\u200b": "", "、": ",", "。": ".", "【": "[", "】": "]", "−": "-", "–": "-", "—": "-",
+    "‐": "-", "‑": "-", "×": "*", "·": "*", "⋅": "*", "÷": "/", "⁄": "/", "∕": "/", "’": "'", "‘": "'", "“": '"',
+    "”": '"', "º": "°", "˚": "°", "²": "^2", "³": "^3", "½": " 1/2", "¼": " 1/4", "¾": " 3/4"})
+
+
+# -------------------------------------------------------------------------------------------------- the final span
+
+ANSWER_TAG = re.compile(r"<(/?)answer>", re.I)
+ANSWER_KEY = re.compile(r'"[\w ]*answer"\s*:\s*', re.I)
+ANSWER_LINE = re.compile(r"[\s>#*_-]*(?:the |my )?(?:final |correct |best |short )?(?:answer|最终答案|答案)[*_ ]*"
+                         r"(?:is[*_ ]*)?[:：][*_ ]*(.*)", re.I)
+ANSWER_IS = re.compile(r"\b(?:answer|(?:correct|right|best) (?:option|choice))(?: (?:to|for) [^\n.:]{1,80}?)?"
+                       r"(?: is| would be| should be| must be|[*_]{0,2}\s?[:：])(?! *(?:not|wrong|incorrect)\b)[:*_]*"
+                       r"|答案(?:应该|应)?[是为:：]+", re.I)
+# A full stop ends a sentence, but not in 3.5 nor after these abbreviations.
+SENTENCE_END = re.compile(r"(?<!\bSt)(?<!\bDr)(?<!\bMr)(?<!\bMt)(?<!\bMrs)(?<!\bvs)[.!?](?=\s|$)|[。！？\n]")
+WRAPPER = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|operatorname|mbox)\s*\{|\\[{}]|[{}]")
+BOX = re.compile(r"\\f?box(?:ed)?\s*\{|\\[{}]|[{}]")
+
+
+def braces(pattern: re.Pattern, text: str) -> tuple[list[tuple[re.Match, int]], list[re.Match]]:
+    """Commands of the pattern with their closing braces, in the order of closing; and those that are never closed."""
+    open_, closed = [], []
+    for found in pattern.finditer(text):
+        if found[0] == "}":
+            if open_ and open_[-1][0] != "{":
+                closed.append((open_[-1], found.start()))
+            del open_[-1:]
+        elif found[0] not in ("\\{", "\\}"):
+            open_.append(found)
+    return closed, [o for o in open_ if o[0] != "{"]
+
+
+def unwrap(text: str) -> str:
+    """\\text{...} and its like become their content."""
+    cuts = [cut for command, end in braces(WRAPPER, text)[0] for cut in ((end, end + 1), command.span())]
+    parts, at = [], 0
+    for start, end in sorted(cuts):
+        parts.append(text[at:start])
+        at = end
+    return "".join(parts) + text[at:]
+
+
+def clean(span: str) -> str:
+    """Without what only dresses an answer: $, \\(, \\text{}, bold, quotes, a full stop at the end."""
+    span = re.sub(r"\\[()\[\]]", "", unwrap(span)).strip(" \t\r\n*_`$\"“”")
+    return span.rstrip(".。,，;； \t\r\n*_`$\"“”")
+
+
+def boxed(text: str) -> str | None:
+    """Content of the last \\boxed{}; "" if that one is never closed, None if there is none."""
+    closed, unclosed = braces(BOX, text)
+    last = max(closed, key=lambda pair: pair[0].start(), default=None)
+    if unclosed and (last is None or unclosed[-1].start() > last[0].start()):
+        return ""
+    return text[last[0].end():last[1]] if last else None
+
+
+def from_json(text: str) -> str | None:
+    """Value of the last key that ends in "answer" of a reply in JSON."""
+    keys = list(ANSWER_KEY.finditer(text))
+    if not keys:
+        return None
+    try:
+        value = json.JSONDecoder().raw_decode(text, keys[-1].end())[0]
+    except (ValueError, RecursionError):
+        return None
+    return ", ".join(map(str, value)) if isinstance(value, list) else None if isinstance(value, dict) else str(value)
+
+
+def after_thinking(text: str) -> str:
+    """What follows the thoughts; "" if they never end, as in a truncated response."""
+    text = re.split(r"(?i)</think(?:ing)?>", text)[-1]
+    return "" if re.search(r"(?i)<think(?:ing)?>", text) else text.strip()
+
+
+def final_span(text: str) -> str:
+    """What the text gives as its final answer, "" if nothing.  The first step that finds something decides; in each
+    step the last match wins.  A tag or box that is opened and never closed means a truncated response: "".
+
+    <answer>...</answer>; \\boxed{...}; "answer": in JSON; a line "Answer: ..."; "the answer is ..." up to the end of
+    the sentence; the whole text, if it has at most five words.
+
+    >>> final_span("<think>4?</think>First \\\\boxed{3}, rather \\\\boxed{\\\\text{about }\\\\frac{1}{2}}.")
+    'about \\\\frac{1}{2}'
+    >>> final_span("AB is 3.5 cm long. So the answer is 3.5 cm. That is all."), final_span("<think>The answer is 4.")
+    ('3.5 cm', '')
+    """
+    text = after_thinking(text)
+    tags = list(ANSWER_TAG.finditer(text))
+    if tags:
+        if not tags[-1][1]:
+            return ""
+        # A template may have opened the tag before the response begins.
+        start = next((tag.end() for tag in reversed(tags) if not tag[1]), 0)
+        end = next(tag.start() for tag in tags if tag[1] and tag.start() >= start)
+        text = text[start:end]
+        return clean(boxed(text) or text)
+    for value in (boxed(text), from_json(text)):
+        if value is not None:
+            return clean(value)
+    lines = [line for line in text.splitlines() if line.strip()]
+    for i in reversed(range(len(lines))):
+        if found := ANSWER_LINE.match(lines[i]):
+            # The answer may also stand on the line after "Answer:".
+            if span := clean(found[1]) or clean(" ".join(lines[i + 1:i + 2])):
+                return span
+    for found in reversed(list(ANSWER_IS.finditer(text))):
+        start = found.end() + len(re.match(r"\s*", text[found.end():found.end() + 9])[0])
+        end = SENTENCE_END.search(text, start)
+        if span := clean(text[start:end.start() if end else len(text)]):
+            return span
+    words = len(text.split()) + len(re.findall(r"[\u3400-\u9fff]", text)) // 4         # Chinese has no blanks
+    return clean(text) if words <= 5 else ""
+
+
+# ----------------------------------------------------------------------------------------------- letters, yes or no
+
+# "A" is a letter before these words, an article before any other in lower case.
+NOT_ARTICLE = r"(?! (?!(?:is|and|or|because|since|as|would|seems|has|but|with)\b)[a-z])"
+ALONE = r"(?<![\w'\-\\])(?<!\bnot )(?<!\bnor )(?<!\bneither )({0})(?![\w'\-]|\.\w)"
+
+
+def standing(text: str, allowed: str) -> list[str]:
+    """The capital letters that stand alone, without articles and without those that are denied."""
+    found = re.findall(ALONE.format(f"A{NOT_ARTICLE}|[B-Z]"), text)
+    return [letter_ for letter_ in dict.fromkeys(found) if letter_ in allowed]
+
+
+def named(text: str, allowed: str) -> str | None:
+    """X if the text begins like "X", "(x)", "X. ...", "option X"."""
+    found = re.match(r"(?:the )?(?:option|choice|answer)?[\s*_:$\"'(\[]*([A-Za-z])"
+                     r"(?:[\s*_$\"'.,:;!)\]]*$|[*_)\]]+\s*[.:]?|\s*[.:](?!\d)|\s*,(?! ?[A-Za-z]\b))", text, re.I)
+    return found[1].upper() if found and found[1].upper() in allowed else None
+
+
+def by_text(text: str, options: dict[str, str]) -> str | None:
+    """The one option whose text is in the text; "dark red" is not also "red"."""
+    text = normal(text)
+    there = {key: words for key, option in options.items() if (words := normal(option))
+             and re.search(rf"(?<![\w.]){re.escape(words)}(?!\w|\.\d)", text)}
+    whole = [key for key, words in there.items()
+             if not any(words in other and words != other for other in there.values())]
+    return whole[0] if len(whole) == 1 else None
+
+
+def letter(text: str, options: dict[str, str] | str = "ABCD") -> str | None:
+    """The option a text chooses; options are their letters, or a dictionary letter -> text.
+
+    >>> letter("the answer is circular"), letter("Based on the map, D"), letter("B. Because of the angle it is so.")
+    (None, 'D', 'B')
+    >>> letter("The answer is a dark red car.", {"A": "red", "B": "dark red", "C": "blue"})
+    'B'
+    """
+    allowed, texts = "".join(options), options if isinstance(options, dict) else {}
+    span = final_span(text).translate(SIGNS)
+    if span:
+        equal = [key for key, option in texts.items() if same(span, option)]
+        if not (len(span) < 4 and named(span, allowed)) and len(equal) == 1:
+            return equal[0]
+        if found := named(span, allowed):
+            return found
+        found = standing(span, allowed)
+        return found[0] if len(found) == 1 else None if found else by_text(span, texts)
+    text = after_thinking(text).translate(SIGNS)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines or ANSWER_TAG.search(text) or boxed(text) is not None:        # opened and never closed
+        return None
+    # "B. Because ...", or a letter as the last line; but not a copy of the list of options.
+    heads = dict.fromkeys(filter(None, (named(line, allowed) for line in (lines if len(lines) < 9 else
+                                                                          [lines[0], *lines[-8:]]))))
+    if len(heads) == 1 and (named(lines[0], allowed) or named(lines[-1], allowed)):
+        return next(iter(heads))
+    found = standing(text, allowed)
+    return found[0] if len(found) == 1 else None if found else by_text(lines[-1], texts)
+
+
+def letters(text: str, options: dict[str, str] | str = "ABCDE") -> frozenset[str]:
+    """All options a text chooses, for questions with several right ones.
+
+    >>> sorted(letters("The answer is C and A.")), sorted(letters("AC")), letters("none of them")
+    (['A', 'C'], ['A', 'C'], frozenset())
+    """
+    allowed, span = "".join(options), final_span(text).translate(SIGNS)
+    listed = re.sub(r"\b(?:and|or|options?)\b|[\s,;&/()\[\].*+]", "", span, flags=re.I)
+    if listed and len(set(listed)) == len(listed) and (listed.isupper() or len(listed) < len(span) or len(listed) == 1):
+        if set(listed.upper()) <= set(allowed) and not re.search(r"[a-z]{2}", re.sub(r"(?i)and|or|options?", "", span)):
+            return frozenset(listed.upper())
+    found = standing(span, allowed)
+    return frozenset(found or filter(None, [letter(text, options)]))
+
+
+def yes_no(text: str) -> str | None:
+    """ "yes" or "no"; of a text with both, what it begins with.
+
+    >>> yes_no("No doubt, yes."), yes_no("Yes, there is no dog."), yes_no("The answer is: no"), yes_no("I know.")
+    ('yes', 'yes', 'no', None)
+    """
+    span = final_span(text)
+    words = span or after_thinking(text)
+    words = re.sub(r"\b(?:no (?:doubt|matter|problem|wonder)|yes (?:or|and|/) ?no|yes/no)\b", "", words.casefold())
+    found = re.findall(r"\b(?:yes|no)\b", words)
+    if first := re.match(r"\W*(yes|no|there (?:is|are|was|were) no)\b", words):
+        return first[1].split()[-1]
+    if not span:                  # a long text: only its very end counts besides its beginning
+        last = re.search(r"\b(yes|no)\W*$", words[-40:])
+        return last[1] if last else None
+    return found[0] if len(set(found)) == 1 else None
+
+
+# ---------------------------------------------------------------------------------------------- free-form answers
+
+REPLACED = [(re.compile(pattern), new) for pattern, new in [
+    (r"\\(?:left|right|displaystyle|bigl?|bigr)(?![a-z])|\\[,;:! ()\[\]]|[$~]", ""), (r"\{,\}", ","),
+    (r"\\[dtc]frac", r"\\frac"), (r"\\(?:times|cdot)(?![a-z])", "*"), (r"\\div(?![a-z])", "/"), (r"\\%", "%"),
+    (r"\\pi(?![a-z])|(?<![a-z])pi(?![a-z])", "π"), (r"\^ ?(?:\{ ?\\circ ?\}|\\circ(?![a-z]))|\\degree(?![a-z])", "°"),
+    (r"\\frac ?(\d) ?(\d)", r"\1/\2"), (r"\\frac ?\{([\wπ.√]+)\} ?\{([\wπ.√]+)\}", r"\1/\2"),
+    (r"\\frac ?\{([^{}]*)\} ?\{([^{}]*)\}", r"(\1)/(\2)"), (r"\\?sqrt(?=[ ({\d])", "√"),
+    (r"√ ?[({]([\wπ.]+)[)}]", r"√\1"), (r"\^\{(-?[\w.]+)\}", r"^\1"),
+    (r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])", lambda m: m[0].replace(",", "")),
+    (r" ?, ?", ", "), (r" ?([-+*/=<>^:;(){}\[\]|%°]) ?", r"\1")]]
+ARTICLES = {"the": r"\w", "an": r"\w", "a": r"\w\w"}        # "a b": a variable
+OUTER = ".,;:!?'\"`*_ \t"
+
+
+def simpler(text: str) -> str:
+    text = unwrap(text)
+    for pattern, new in REPLACED:
+        text = pattern.sub(new, text)
+    kept: list[str] = []
+    for word in reversed(text.strip(OUTER).split()):
+        if not (word in ARTICLES and kept and re.match(ARTICLES[word], kept[-1])):
+            kept.append(word)
+    text = " ".join(reversed(kept))
+    return text[1:-1] if re.fullmatch(r"\([^()]*\)|\[\w*\]", text) and ", " not in text else text
+
+
+def normal(text: str) -> str:
+    """A canonical spelling: lower case; without $, \\text, articles, outer punctuation, blanks around operators and
+    thousands commas; one sign for each operator; plain fractions and roots.
+
+    >>> normal("The $ x +  1 $."), normal("\\\\dfrac{1}{2}"), normal("1,234.5 cm²"), normal("(B)"), normal("a,c")
+    ('x+1', '1/2', '1234.5 cm^2', 'b', 'a, c')
+    """
+    text = " ".join(text.casefold().translate(SIGNS).casefold().split())
+    seen = set()
+    while len(text) <= LONGEST and text not in seen:         # until nothing changes
+        seen.add(text)
+        text = " ".join(simpler(text).split())
+    return text
+
+
+WORDS = {word: i for i, word in enumerate(
+    "zero one two three four five six seven eight nine ten eleven twelve".split())}
+SCALES = {"hundred": 1e2, "thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12}
+UNITS = {"degree": "°", "deg": "°", "percent": "%", "meter": "m", "metre": "m", "centimeter": "cm", "centimetre": "cm",
+         "millimeter": "mm", "kilometer": "km", "kilometre": "km", "gram": "g", "kilogram": "kg", "second": "s",
+         "sec": "s", "minute": "min", "hour": "h", "hr": "h", "liter": "l", "litre": "l", "inche": "in", "inch": "in",
+         "foot": "ft", "feet": "ft", "newton": "n", "joule": "j", "watt": "w", "volt": "v", "dollar": "", "unit": ""}
+ATTACHED = set(UNITS.values()) | {"hz", "khz", "mhz", "kw", "mw", "ml", "mg", "ms", "ns", "kn", "kj", "mv", "kv",
+                                  "lb", "lbs", "oz", "mph", "kpa", "pa", "rad", "ev", "gb", "mb", "px", "°c", "°f"}
+OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+             ast.Pow: operator.pow, ast.USub: operator.neg, ast.UAdd: operator.pos}
+
+
+def calculate(node) -> float:
+    if isinstance(node, ast.Expression):
+        return calculate(node.body)
+    if isinstance(node, ast.Constant):
+        return float(node.value)
+    if isinstance(node, ast.Name):
+        return math.pi
+    if isinstance(node, ast.Call):
+        return math.sqrt(calculate(node.args[0]))
+    if isinstance(node, ast.UnaryOp):
+        return OPERATORS[type(node.op)](calculate(node.operand))
+    return OPERATORS[type(node.op)](calculate(node.left), calculate(node.right))
+
+
+def value_of(text: str) -> float | None:
+    """A number, a fraction or a mixed number; an expression only with a root, π or a power: 2+3 is no result."""
+    if text in WORDS:
+        return float(WORDS[text])
+    if mixed := re.fullmatch(r"(-?)(\d{1,15}) (\d{1,15})/(\d{1,15})", text):
+        sign, whole, top, bottom = mixed.groups()
+        return (float(whole) + float(top) / float(bottom)) * (-1 if sign else 1) if float(bottom) else None
+    plain = re.fullmatch(r"[-+]?\(?[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?\)?(/\(?[-+]?(\d+\.?\d*|\.\d+)\)?)?", text)
+    if not plain and not (re.fullmatch(r"[\d.π√()+\-*/^{}]+", text) and re.search("[π√^]", text)):
+        return None
+    text = re.sub(r"\d+\.?\d*(?:e[-+]?\d+)?|\.\d+", lambda m: repr(float(m[0])), text.translate({123: "(", 125: ")"}))
+    text = re.sub(r"√(\d[\d.e+]*|π)", r"√(\1)", text)
+    text = re.sub(r"(?<=[\d)π])(?=[π√(])|(?<=[)π])(?=\d)", "*", text)
+    try:
+        value = calculate(ast.parse(text.replace("√", "root").replace("π", "pi").replace("^", "**"), mode="eval"))
+        return value if math.isfinite(value) else None
+    except (SyntaxError, ValueError, ArithmeticError, KeyError, TypeError, AttributeError, IndexError, MemoryError,
+            RecursionError):
+        return None
+
+
+def quantity(text: str) -> tuple[float, str] | None:
+    """(number, unit), unit "" if there is none."""
+    text = normal(text)
+    if len(text) > 80:
+        return None
+    text = re.sub(r"^(?:about|approximately|approx\.?|roughly|around|nearly|≈|\\approx|[a-z]=|=)+ ?", "", text)
+    currency = re.match(r"-?([€£¥])", text)
+    text = re.sub(r"[€£¥\\]", "", text)
+    found = re.match(r"[-+]?[\dπ√.(](?:[\dπ√.()+\-*/^{}]|(?<=\d)e(?=[-+]?\d)|(?<=\d) (?=\d+/\d))*|[a-z]+", text)
+    value = value_of(found[0]) if found else None
+    if value is None:
+        return None
+    rest = text[found.end():]
+    words = rest.split()
+    if words and words[0] in SCALES:
+        value, words = value * SCALES[words.pop(0)], words
+    unit = " ".join(words)
+    if unit and not (re.fullmatch(r"[^\d,=;+]+(?:\^?[23])?", unit) and len(words) <= 3):
+        return None
+    unit = " ".join(UNITS.get(w, UNITS.get(w.rstrip("s"), w.rstrip("s") or w)) for w in words)
+    base = re.sub(r"\^?[23]$", "", unit)
+    # 5x is no quantity: a single letter, or letters right behind the number, must be a known unit.
+    if base and (not rest.startswith(" ") or len(base) == 1) and base not in ATTACHED | {"%", "°"} \
+            and base.split("/")[0] not in ATTACHED:
+        return None
+    return value, currency[1] if currency else re.sub(r"^square (.*)", r"\1^2", re.sub(r"(?<=m)([23])$", r"^\1", unit))
+
+
+def number(text: str) -> float | None:
+    """The number a short text is.  Units are left out, and 50% is 50; a text with two numbers is none.
+
+    >>> number("about −1,234.5 cm"), number("50%"), number("\\\\frac{3}{4}"), number("2.5 × 10^{-3}"), number("5x")
+    (-1234.5, 50.0, 0.75, 0.0025, None)
+    """
+    found = quantity(text)
+    return found[0] if found else None
+
+
+def elements(text: str) -> list[str]:
+    """Elements of a list: "a, b", "(1, 2)", "a and b".  A comma in a number separates nothing."""
+    text = normal(text)
+    inside = text[1:-1] if re.fullmatch(r"[(\[{].*[)\]}]", text) else text
+    return [part for part in re.split(r", (?:and )?|;| and ", inside) if part]
+
+
+def same(given: str, gold: str) -> bool:
+    """Whether two short answers are the same: as spelt by normal(), as numbers to 1e-6, or element by element.
+
+    A unit may be left out, but two that are given must be the same.
+
+    >>> same("$\\\\frac12$", "0.5"), same("40 degrees", "40"), same("5 cm", "5 m"), same("(1, 0.5)", "(1, 1/2)")
+    (True, True, False, True)
+    """
+    a, b = normal(given), normal(gold)
+    if not a or not b or a == b:
+        return a == b
+    if max(len(a), len(b)) > LONGEST:
+        return False
+    first, second = quantity(a), quantity(b)
+    if first and second:
+        units = {first[1], second[1]} - {""}
+        return math.isclose(first[0], second[0], rel_tol=1e-6) and len(units) < 2
+    ones, others = elements(a), elements(b)
+    brackets = {a[0], b[0]} & set("([{")                       # (1, 2) is not [1, 2]; both may be 1, 2
+    return len(ones) == len(others) > 1 and len(brackets) < 2 and all(map(same, ones, others))
+
+
+# ------------------------------------------------------------------------------------------- a response and its gold
+
+def kind_of(answer: str) -> str:
+    """letter, yes_no, number or text.
+
+    >>> [kind_of(gold) for gold in ("(B)", "Yes", "1,200 kg", "Joint-CNN")]
+    ['letter', 'yes_no', 'number', 'text']
+    """
+    answer = clean(answer.translate(SIGNS))
+    if re.fullmatch(r"[A-J]|[(\[][A-Ja-j][)\]]", answer):
+        return "letter"
+    if answer.casefold() in ("yes", "no"):
+        return "yes_no"
+    return "text" if number(answer) is None else "number"
+
+
+def matches(response: str, gold: str, choices: dict[str, str] | None = None) -> bool:
+    """Whether a response's final answer is the gold one.  With choices, their letter and their text both count.
+
+    >>> matches("So \\\\boxed{\\\\frac{1}{2}}", "0.5"), matches("The answer is blue.", "C", {"A": "red", "C": "blue"})
+    (True, True)
+    """
+    kind = kind_of(gold)
+    if choices:
+        right = clean(gold.translate(SIGNS)).strip("()[]").upper() if kind == "letter" else ""
+        if right not in choices:             # the gold answer may be the text of its option
+            right = next((key for key, option in choices.items() if same(option, gold)), None)
+        return right is not None and letter(response, choices) == right
+    if kind == "letter":
+        return letter(response, string.ascii_uppercase[:10]) == clean(gold.translate(SIGNS)).strip("()[]").upper()
+    if kind == "yes_no":
+        return yes_no(response) == normal(gold)
+    span = final_span(response)
+    return bool(span) and same(span, gold)
+
+
+# ---------------------------------------- as VLMEvalKit does, bugs included; used only by --harness vlmevalkit
+
+REFUSALS = ("Sorry, I can't help with images of people yet.", "I can't process this file.",
+            "I'm sorry, but without the image provided", "Cannot determine the answer")
+
+
+def harness_letter(text: str, options: dict[str, str] | str = "ABCD") -> str | None:
+    """Z: refused; None: left to a judge.  "the answer is circular" is C, and an early "B. Because ..." is missed."""
+    if any(refusal in text for refusal in REFUSALS):
+        return "Z"
+    tokens = re.sub(r"[.()\[\],:;!*#{}]", " ", text).split()
+    there = [option for option in options if option in tokens]
+    if len(there) == 1 and tokens.index(there[0]) >= len(tokens) - 4:
+        return there[0]
+    if found := re.search(r"answer is ([A-D])", text, re.I):
+        return found[1].upper()
+    texts = {key: option.lower() for key, option in options.items()} if isinstance(options, dict) else {}
+    if len(text) <= 2 * sum(map(len, texts.values())):
+        there = [key for key, option in texts.items() if option in text.lower()]
+        return there[0] if len(there) == 1 else None
+    return None
+
+
+def harness_first_capital(text: str) -> str | None:
+    """MME-RealWorld: the first capital A-E of anything.  "Based on the map, D" is B, and an empty reply is A."""
+    if tag := re.search(r"<answer>(.*?)</answer>", text, re.S):
+        text = tag[1].upper()
+    text = text.strip()
+    for prefix in ("The best answer is", "The correct answer is", "The answer is", "The answer", "The best option is",
+                   "The correct option is", "Best answer:", "Best option:"):
+        text = text.replace(prefix, "")
+    if found := re.search("[A-E]", text):
+        return found[0]
+    if len(text.split()) > 10:
+        return None
+    return next((key for key in "ABCDE" if text.strip().lower() in f"({key.lower()})"), None)
+
+
+def harness_yes_no(text: str) -> str | None:
+    """HallusionBench: the word that is there, if the other is not."""
+    words = set(re.sub(r"[^\w']", " ", text.lower()).split()) & {"yes", "no"}
+    return words.pop() if len(words) == 1 else None
+
+
+def harness_wemath_letter(text: str) -> str | None:
+    """We-Math without a judge: the first character after the last "Answer"."""
+    rest = text.rpartition("Answer")[2].strip().strip("<>:. \n")
+    return rest[0] if rest[:1] and rest[0] in "ABCDEFGH" else None
+
+
+def main() -> None:
+    if len(sys.argv) < 3:
+        sys.exit("usage: python answers.py RESPONSE GOLD [CHOICE ...]")
+    response, gold, *options = sys.argv[1:]
+    print(f"span:  {final_span(response)!r}\nkind:  {kind_of(gold)}\n"
+          f"match: {matches(response, gold, dict(zip(string.ascii_uppercase, options)) or None)}")
+
+
+if __name__ == "__main__":
+    main()
