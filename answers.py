@@ -42,7 +42,8 @@ ANSWER_IS = re.compile(r"\b(?:answer|(?:correct|right|best) (?:option|choice))(?
                        r"(?: is| would be| should be| must be|[*_]{0,2}\s?[:：])(?! *(?:not|wrong|incorrect)\b)[:*_]*"
                        r"|答案(?:应该|应)?[是为:：]+", re.I)
 # A full stop ends a sentence, but not in 3.5 nor after these abbreviations.
-SENTENCE_END = re.compile(r"(?<!\bSt)(?<!\bDr)(?<!\bMr)(?<!\bMt)(?<!\bMrs)(?<!\bvs)[.!?](?=\s|$)|[。！？\n]")
+SENTENCE_END = re.compile(r"(?<!\bSt)(?<!\bDr)(?<!\bMr)(?<!\bMt)(?<!\bMrs)(?<!\bvs)"
+                          r"[.!?](?=[\"”')*]*(?:\s|$))|[。！？\n]")
 WRAPPER = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|operatorname|mbox)\s*\{|\\[{}]|[{}]")
 BOX = re.compile(r"\\f?box(?:ed)?\s*\{|\\[{}]|[{}]")
 
@@ -145,21 +146,21 @@ def final_span(text: str) -> str:
 
 # ----------------------------------------------------------------------------------------------- letters, yes or no
 
-# "A" is a letter before these words, an article before any other in lower case.
-NOT_ARTICLE = r"(?! (?!(?:is|and|or|because|since|as|would|seems|has|but|with)\b)[a-z])"
-ALONE = r"(?<![\w'\-\\])(?<!\bnot )(?<!\bnor )(?<!\bneither )({0})(?![\w'\-]|\.\w)"
+# A capital that stands alone and is not denied; "A" before a word in lower case is an article, but for these words.
+ALONE = re.compile(r"(?<![\w\-\\∠])(?<!\b[Nn]ot )(?<!\b[Nn]or )(?<!\b[Nn]either )"
+                   r"(A(?! (?!(?:is|and|or|because|since|as|would|seems|has|but|with)\b)[a-z])|[B-Z])"
+                   r"(?![\w\-]|'\w|\.\w)", re.A)
+# X at the beginning: "X", "(x)", "**X**", "X. ...", "x) ...", "option x", "X because ...", but not "X, Y" and "e.g."
+HEAD = re.compile(r"(?:option|choice)?[\s*_:$\"'(\[]*([A-Za-z])(?:[\s*_$\"'.,:;!?)\]]*$|[*_)\]]+|\.(?![A-Za-z])|:"
+                  r"|,(?! ?[A-Za-z]\b)|\s+(?:because|since|as)\b|\s+\()", re.I)
 
 
 def standing(text: str, allowed: str) -> list[str]:
-    """The capital letters that stand alone, without articles and without those that are denied."""
-    found = re.findall(ALONE.format(f"A{NOT_ARTICLE}|[B-Z]"), text)
-    return [letter_ for letter_ in dict.fromkeys(found) if letter_ in allowed]
+    return [capital for capital in dict.fromkeys(ALONE.findall(text)) if capital in allowed]
 
 
-def named(text: str, allowed: str) -> str | None:
-    """X if the text begins like "X", "(x)", "X. ...", "option X"."""
-    found = re.match(r"(?:the )?(?:option|choice|answer)?[\s*_:$\"'(\[]*([A-Za-z])"
-                     r"(?:[\s*_$\"'.,:;!)\]]*$|[*_)\]]+\s*[.:]?|\s*[.:](?!\d)|\s*,(?! ?[A-Za-z]\b))", text, re.I)
+def head(text: str, allowed: str) -> str | None:
+    found = HEAD.match(text)
     return found[1].upper() if found and found[1].upper() in allowed else None
 
 
@@ -185,21 +186,19 @@ def letter(text: str, options: dict[str, str] | str = "ABCD") -> str | None:
     span = final_span(text).translate(SIGNS)
     if span:
         equal = [key for key, option in texts.items() if same(span, option)]
-        if not (len(span) < 4 and named(span, allowed)) and len(equal) == 1:
+        if len(equal) == 1 and len(span) > 3:
             return equal[0]
-        if found := named(span, allowed):
-            return found
-        found = standing(span, allowed)
+        found = [head(span, allowed)] if head(span, allowed) else standing(span, allowed) or equal
         return found[0] if len(found) == 1 else None if found else by_text(span, texts)
     text = after_thinking(text).translate(SIGNS)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if not lines or ANSWER_TAG.search(text) or boxed(text) is not None:        # opened and never closed
+    if not lines or ANSWER_TAG.search(text) or boxed(text) is not None:        # opened and never closed: truncated
         return None
-    # "B. Because ...", or a letter as the last line; but not a copy of the list of options.
-    heads = dict.fromkeys(filter(None, (named(line, allowed) for line in (lines if len(lines) < 9 else
-                                                                          [lines[0], *lines[-8:]]))))
-    if len(heads) == 1 and (named(lines[0], allowed) or named(lines[-1], allowed)):
-        return next(iter(heads))
+    if len(lines[-1]) < 8 and (last := head(lines[-1], allowed)):
+        return last
+    # "B. Because ...", but not where the list of options is copied.
+    if (first := head(lines[0], allowed)) and {head(line, allowed) for line in lines} <= {first, None}:
+        return first
     found = standing(text, allowed)
     return found[0] if len(found) == 1 else None if found else by_text(lines[-1], texts)
 
@@ -211,12 +210,11 @@ def letters(text: str, options: dict[str, str] | str = "ABCDE") -> frozenset[str
     (['A', 'C'], ['A', 'C'], frozenset())
     """
     allowed, span = "".join(options), final_span(text).translate(SIGNS)
-    listed = re.sub(r"\b(?:and|or|options?)\b|[\s,;&/()\[\].*+]", "", span, flags=re.I)
-    if listed and len(set(listed)) == len(listed) and (listed.isupper() or len(listed) < len(span) or len(listed) == 1):
-        if set(listed.upper()) <= set(allowed) and not re.search(r"[a-z]{2}", re.sub(r"(?i)and|or|options?", "", span)):
-            return frozenset(listed.upper())
-    found = standing(span, allowed)
-    return frozenset(found or filter(None, [letter(text, options)]))
+    words = [word for word in re.findall(r"\w+", span) if word.lower() not in ("and", "or", "option", "options")]
+    if len(words) == 1 and words[0].isupper() and len(set(words[0])) == len(words[0]):          # "AC"
+        words = list(words[0])
+    found = [word.upper() for word in words] if all(len(word) == 1 for word in words) else standing(span, allowed)
+    return frozenset(found if found and set(found) <= set(allowed) else filter(None, [letter(text, options)]))
 
 
 def yes_no(text: str) -> str | None:
@@ -226,8 +224,8 @@ def yes_no(text: str) -> str | None:
     ('yes', 'yes', 'no', None)
     """
     span = final_span(text)
-    words = span or after_thinking(text)
-    words = re.sub(r"\b(?:no (?:doubt|matter|problem|wonder)|yes (?:or|and|/) ?no|yes/no)\b", "", words.casefold())
+    words = (span or after_thinking(text)).translate(SIGNS).casefold()
+    words = re.sub(r"\b(?:no (?:doubt|matter|problem|wonder)|yes (?:or|and) (?:a )?no|yes/no)\b", "", words)
     found = re.findall(r"\b(?:yes|no)\b", words)
     if first := re.match(r"\W*(yes|no|there (?:is|are|was|were) no)\b", words):
         return first[1].split()[-1]
@@ -240,15 +238,15 @@ def yes_no(text: str) -> str | None:
 # ---------------------------------------------------------------------------------------------- free-form answers
 
 REPLACED = [(re.compile(pattern), new) for pattern, new in [
-    (r"\\(?:left|right|displaystyle|bigl?|bigr)(?![a-z])|\\[,;:! ()\[\]]|[$~]", ""), (r"\{,\}", ","),
-    (r"\\[dtc]frac", r"\\frac"), (r"\\(?:times|cdot)(?![a-z])", "*"), (r"\\div(?![a-z])", "/"), (r"\\%", "%"),
+    (r"\\(?:left|right|displaystyle|bigl?|bigr)(?![a-z])|\\[,;:! ()\[\]]|[$~]", ""), (r"\{,\}", ","), (r"(?<![\w.])\.(?=\d)", "0."),
+    (r"\\[dtc]frac", r"\\frac"), (r"\\(?:times|cdot)(?![a-z])", "*"), (r"\\div(?![a-z])", "/"), (r"\\([%{}])", r"\1"),
     (r"\\pi(?![a-z])|(?<![a-z])pi(?![a-z])", "π"), (r"\^ ?(?:\{ ?\\circ ?\}|\\circ(?![a-z]))|\\degree(?![a-z])", "°"),
     (r"\\frac ?(\d) ?(\d)", r"\1/\2"), (r"\\frac ?\{([\wπ.√]+)\} ?\{([\wπ.√]+)\}", r"\1/\2"),
-    (r"\\frac ?\{([^{}]*)\} ?\{([^{}]*)\}", r"(\1)/(\2)"), (r"\\?sqrt(?=[ ({\d])", "√"),
+    (r"\\frac ?\{([^{}]*)\} ?\{([^{}]*)\}", r"(\1)/(\2)"), (r"\\?sqrt ?(?=[({\d])", "√"),
     (r"√ ?[({]([\wπ.]+)[)}]", r"√\1"), (r"\^\{(-?[\w.]+)\}", r"^\1"),
     (r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])", lambda m: m[0].replace(",", "")),
-    (r" ?, ?", ", "), (r" ?([-+*/=<>^:;(){}\[\]|%°]) ?", r"\1")]]
-ARTICLES = {"the": r"\w", "an": r"\w", "a": r"\w\w"}        # "a b": a variable
+    (r"(?<=\d) (?=[π√])", ""), (r" ?, ?", ", "), (r" ?([-+*/=<>^:;(){}\[\]|%°]) ?", r"\1")]]
+ARTICLES = {"the": r"\w", "an": r"\w", "a": r"(?!and\b|or\b)\w\w"}         # else a letter or a variable
 OUTER = ".,;:!?'\"`*_ \t"
 
 
@@ -298,7 +296,7 @@ def calculate(node) -> float:
     if isinstance(node, ast.Constant):
         return float(node.value)
     if isinstance(node, ast.Name):
-        return math.pi
+        return {"pi": math.pi}[node.id]
     if isinstance(node, ast.Call):
         return math.sqrt(calculate(node.args[0]))
     if isinstance(node, ast.UnaryOp):
@@ -332,7 +330,7 @@ def quantity(text: str) -> tuple[float, str] | None:
     text = normal(text)
     if len(text) > 80:
         return None
-    text = re.sub(r"^(?:about|approximately|approx\.?|roughly|around|nearly|≈|\\approx|[a-z]=|=)+ ?", "", text)
+    text = re.sub(r"^(?:about|approximately|approx\.?|roughly|around|≈|\\approx|=|[a-z∠\\ ']{1,12}=)+ ?", "", text)
     currency = re.match(r"-?([€£¥])", text)
     text = re.sub(r"[€£¥\\]", "", text)
     found = re.match(r"[-+]?[\dπ√.(](?:[\dπ√.()+\-*/^{}]|(?<=\d)e(?=[-+]?\d)|(?<=\d) (?=\d+/\d))*|[a-z]+", text)
@@ -344,7 +342,7 @@ def quantity(text: str) -> tuple[float, str] | None:
     if words and words[0] in SCALES:
         value, words = value * SCALES[words.pop(0)], words
     unit = " ".join(words)
-    if unit and not (re.fullmatch(r"[^\d,=;+]+(?:\^?[23])?", unit) and len(words) <= 3):
+    if unit and {*WORDS, "and", "or", "to"} & set(words) or unit and not (re.fullmatch(r"[^\d,=;+]+(?:\^?[23])?", unit) and len(words) <= 3):
         return None
     unit = " ".join(UNITS.get(w, UNITS.get(w.rstrip("s"), w.rstrip("s") or w)) for w in words)
     base = re.sub(r"\^?[23]$", "", unit)
@@ -417,13 +415,11 @@ def matches(response: str, gold: str, choices: dict[str, str] | None = None) -> 
     (True, True)
     """
     kind = kind_of(gold)
-    if choices:
-        right = clean(gold.translate(SIGNS)).strip("()[]").upper() if kind == "letter" else ""
-        if right not in choices:             # the gold answer may be the text of its option
-            right = next((key for key, option in choices.items() if same(option, gold)), None)
-        return right is not None and letter(response, choices) == right
-    if kind == "letter":
-        return letter(response, string.ascii_uppercase[:10]) == clean(gold.translate(SIGNS)).strip("()[]").upper()
+    right = clean(gold.translate(SIGNS)).strip("()[]").upper() if kind == "letter" else ""
+    if choices and right not in choices:             # the gold answer may be the text of its option
+        right = next((key for key, option in choices.items() if same(option, gold)), "")
+    if right:
+        return letter(response, choices or "ABCDEFGHIJ") == right
     if kind == "yes_no":
         return yes_no(response) == normal(gold)
     span = final_span(response)
@@ -444,40 +440,42 @@ def harness_letter(text: str, options: dict[str, str] | str = "ABCD") -> str | N
     there = [option for option in options if option in tokens]
     if len(there) == 1 and tokens.index(there[0]) >= len(tokens) - 4:
         return there[0]
-    if found := re.search(r"answer is ([A-D])", text, re.I):
+    if found := re.search(r"answer is \**([A-D])", text, re.I):
         return found[1].upper()
     texts = {key: option.lower() for key, option in options.items()} if isinstance(options, dict) else {}
-    if len(text) <= 2 * sum(map(len, texts.values())):
-        there = [key for key, option in texts.items() if option in text.lower()]
-        return there[0] if len(there) == 1 else None
-    return None
+    there = [key for key, option in texts.items() if option in text.lower()]
+    return there[0] if len(there) == 1 and len(text) <= 2 * sum(map(len, texts.values())) else None
 
 
 def harness_first_capital(text: str) -> str | None:
     """MME-RealWorld: the first capital A-E of anything.  "Based on the map, D" is B, and an empty reply is A."""
-    if tag := re.search(r"<answer>(.*?)</answer>", text, re.S):
-        text = tag[1].upper()
+    start = text.find("<answer>")
+    if start >= 0 and (end := text.find("</answer>", start)) >= 0:
+        text = text[start + len("<answer>"):end].upper()
     text = text.strip()
-    for prefix in ("The best answer is", "The correct answer is", "The answer is", "The answer", "The best option is",
-                   "The correct option is", "Best answer:", "Best option:"):
+    # "Best answer:" is missing, as there (a comma is): "Best answer: D" is B.
+    for prefix in ("The best answer is", "The correct answer is", "The answer is", "The answer"):
         text = text.replace(prefix, "")
     if found := re.search("[A-E]", text):
         return found[0]
-    if len(text.split()) > 10:
-        return None
-    return next((key for key in "ABCDE" if text.strip().lower() in f"({key.lower()})"), None)
+    return None if len(text.split()) > 10 else next((k for k in "ABCDE" if text.lower() in f"({k.lower()})"), None)
 
 
 def harness_yes_no(text: str) -> str | None:
-    """HallusionBench: the word that is there, if the other is not."""
-    words = set(re.sub(r"[^\w']", " ", text.lower()).split()) & {"yes", "no"}
+    """HallusionBench: the word that is there, if the other is not.  "**Yes**" and "No: ..." are none."""
+    plain = text.lower()
+    for sign in ";/[]\"{}()=+\\_-><@`,?!":
+        glued = f"{sign} " in text or f" {sign}" in text or re.search(r"\d,\d", text)
+        plain = plain.replace(sign, "" if glued else " ")
+    # Only the first 32 full stops: there, a flag stands where the count belongs.
+    words = set(re.sub(r"\.(?!\d)", "", plain, count=32).split()) & {"yes", "no"}
     return words.pop() if len(words) == 1 else None
 
 
 def harness_wemath_letter(text: str) -> str | None:
-    """We-Math without a judge: the first character after the last "Answer"."""
-    rest = text.rpartition("Answer")[2].strip().strip("<>:. \n")
-    return rest[0] if rest[:1] and rest[0] in "ABCDEFGH" else None
+    """We-Math without a judge: the first character after the last "Answer", or of the whole text."""
+    rest = re.sub(r"[<>:.]", "", text.split("Answer")[-1]).strip()
+    return rest[0] if rest and rest[0] in "ABCDEFGH" else None
 
 
 def main() -> None:
