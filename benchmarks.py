@@ -250,6 +250,25 @@ def lines(*parts: str) -> str:
     return "\n".join(part for part in parts if part)
 
 
+def templates(items: list[Item], rows: Sequence[dict], harness: str) -> list[str]:
+    """The distinct prompts, the data's own texts replaced by their names: for the record of a run."""
+    found = set()
+    for item in items[:200]:
+        prompt = shown(item, harness)
+        if item.options:
+            prompt = prompt.replace(listed(item.options), "{options}")
+        texts = {name: lines(*v) if isinstance(v, list) and all(isinstance(part, str) for part in v) else str(v).strip()
+                 for name, v in rows[item.row].items() if isinstance(v, (str, list))}
+        for name, content in sorted(texts.items(), key=lambda pair: -len(pair[1])):
+            prompt = prompt.replace(content, f"{{{name}}}") if len(content) > 8 else prompt
+        found.add(prompt)
+    return sorted(found)
+
+
+def shown(item: Item, harness: str) -> str:
+    return item.prompt if harness == "ours" else item.harness_prompt
+
+
 VEK_SELECT = "Please select the correct answer from the options above."
 
 
@@ -338,15 +357,16 @@ def interval(parts: list, seed: int = 0, resamples: int = 1000) -> tuple[float, 
     return float(low), float(high)
 
 
-def summary(benchmark: Benchmark, records: list[dict], seed: int = 0) -> dict:
+def summary(benchmark: Benchmark, records: list[dict], seed: int = 0, resamples: int = 1000) -> dict:
     """-> {name: {low, high, interval}}: with all undecided items wrong, and with all of them right."""
     low, high = (benchmark.numbers([r | {"right": fill if r["right"] is None else r["right"]} for r in records])
                  for fill in (0.0, 1.0))
     out = {}
     for name in low:
-        ends = [value(low[name]), value(high.get(name, low[name]))]
+        ends = [value(low[name]), value(high[name])]
         known = [v for v in ends if v is not None]
-        spans = [span for parts in (low[name], high.get(name, low[name])) if (span := interval(parts, seed))]
+        ways = [low[name]] if high[name] == low[name] else [low[name], high[name]]
+        spans = [span for parts in ways if resamples and (span := interval(parts, seed, resamples))]
         out[name] = {"low": min(known, default=None), "high": max(known, default=None),
                      "interval": [min(s[0] for s in spans), max(s[1] for s in spans)] if spans else None}
     return out
