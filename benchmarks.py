@@ -105,7 +105,7 @@ def load_rows(benchmark: Benchmark, data_dir: str | None = None) -> Sequence[dic
             part = datasets.load_dataset("parquet", data_files=[str(file)], split="train")
         except Exception as error:                 # of four libraries, none of them ours
             raise DataError(f"{file}: cannot be read as parquet ({type(error).__name__})") from None
-        parts.append(with_variant(checked(benchmark, part, file), file.name))
+        parts.append(checked(benchmark, with_variant(part, file.name), file))
     return joined(benchmark, parts)
 
 
@@ -518,9 +518,13 @@ def mathverse_item(row: dict) -> Item:
 
 
 def mathverse_score(item: Item, response: str, harness: str) -> Score:
-    """A letter decides; anything else only if it is the reference answer.  The harness asks its judge every time."""
+    """A letter or two whole numbers decide; anything else only if it is the reference answer.  The harness asks its
+    judge every time."""
     if harness == "ours" and item.kind == "letter" and (found := answers.letter(response, item.options)):
         return Score(found, float(found == item.gold))
+    found = answers.final_span(response)
+    if harness == "ours" and all(re.fullmatch(r"-?\d+", number) for number in (found, item.gold)):
+        return Score(found, float(int(found) == int(item.gold)))
     return same_score(item, response, harness)
 
 
@@ -822,12 +826,12 @@ def read_judgement(raw: str) -> tuple[float, str, str] | None:
 BENCHMARKS = {benchmark.name: benchmark for benchmark in (
     Benchmark("simplevqa", "SimpleVQA", "perception", ("m-a-p/SimpleVQA", None, ("test",)),
               ("data_id", "image", "language", "question", "answer"), "image", 2025,
-              "licence of the original card not seen; a copy says Apache-2.0",
+              "not seen on the original card; a copy says Apache-2.0",
               simplevqa_item, same_score, simplevqa_numbers, "correct", {"correct": (44.93, 46.86, 48.35)},
               simplevqa_rules),
     Benchmark("mmstar", "MMStar", "perception", ("Lin-Chen/MMStar", None, ("val",)),
               ("index", "question", "image", "answer", "category", "l2_category"), "image", 1500,
-              "licence not seen",
+              "not seen",
               mmstar_item, letter_score, mmstar_numbers, "accuracy", {"accuracy": (64.06, 71.87, 73.00)}),
     Benchmark("hallusionbench", "HallusionBench", "perception", ("lmms-lab/HallusionBench", None, ("image",)),
               ("category", "subcategory", "set_id", "figure_id", "question_id", "question", "gt_answer", "image"),
@@ -836,7 +840,7 @@ BENCHMARKS = {benchmark.name: benchmark for benchmark in (
               {"aAcc": (71.08, 75.50, 75.71), "fAcc": (53.46, 58.09, 60.40), "qAcc": (53.19, 55.60, 56.48)}),
     Benchmark("hrbench8k", "HRBench8K", "perception", ("DreamMr/HR-Bench", "hrbench_version_split", ("hrbench_8k",)),
               ("index", "question", "answer", "category", "A", "B", "C", "D", "cycle_category", "image"), "image", 800,
-              "licence 'other'; the pixel budget decides the score",
+              "'other'",
               hrbench_item, letter_score, hrbench_numbers, "all",
               {"single": (79.00, 80.50, 80.75), "cross": (61.00, 70.25, 70.50), "all": (70.00, 75.38, 75.63)},
               group_size=lambda item: 4),
@@ -873,7 +877,8 @@ BENCHMARKS = {benchmark.name: benchmark for benchmark in (
               charxiv_rules),
     Benchmark("dynamath", "DynaMath", "reasoning",
               ("DynaMath/DynaMath_Sample", None, tuple(f"sample_variant{i}" for i in range(1, 11))),
-              ("id", "question", "decoded_image", "ground_truth", "answer_type", "subject", "knowledge_level"),
+              ("variant",                              # from the name of the split, or file, if it is no column
+               "id", "question", "decoded_image", "ground_truth", "answer_type", "subject", "knowledge_level"),
               "decoded_image", 5010, "Apache-2.0",
               dynamath_item, dynamath_score, dynamath_numbers, "average",
               {"worst case": (39.52, 40.11, 47.52), "average": (67.49, 67.80, 68.42)}, equal_rules, units=501,

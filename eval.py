@@ -322,7 +322,8 @@ def benchmark_table(scores: dict[str, dict], harness: str) -> str:
              "its area (those with paper numbers above)."]
     missing = [b.title for b in BENCHMARKS.values() if b.name not in scores]
     notes += [f"Not formed without {', '.join(missing)}."] if missing else []
-    notes += [f"{BENCHMARKS[name].title}: a part of the benchmark only." for name, s in scores.items() if s["partial"]]
+    parts = [BENCHMARKS[name].title for name, s in scores.items() if s["partial"]]
+    notes += [f"Only a part of the benchmark, not to be compared with the paper: {', '.join(parts)}."] if parts else []
     notes += [f"{BENCHMARKS[name].title}: {s['judge_failed']} judgements failed." for name, s in scores.items()
               if s["judge_failed"]]
     notes += [f"{BENCHMARKS[name].title}: {s['too_long']} prompts were too long for the context and count as wrong."
@@ -341,7 +342,7 @@ article.right { border-left-color: #2c8a57 } article.wrong { border-left-color: 
 img { max-width: 220px; max-height: 220px; border-radius: 3px } h3 { font-size: 12px; margin: 0; color: #5a6675;
 text-transform: uppercase; letter-spacing: .04em } pre { font: 13px/1.45 ui-monospace, monospace; white-space: pre-wrap;
 overflow-wrap: anywhere; margin: 2px 0 8px; max-height: 340px; overflow-y: auto } b.boxed { background: #fff1b8 }
-dl { grid-column: 2 / 4; display: flex; flex-wrap: wrap; gap: 4px 24px; margin: 0; padding-top: 8px;
+dl { grid-column: 1 / 4; display: flex; flex-wrap: wrap; gap: 4px 24px; margin: 0; padding-top: 8px;
 border-top: 1px solid #e8ebef } dt { color: #5a6675; display: inline } dd { display: inline; margin: 0 0 0 6px;
 font-weight: 600; overflow-wrap: anywhere }
 @media (max-width: 760px) { article { display: block } }"""
@@ -374,9 +375,10 @@ def samples_page(parts: list[tuple], args) -> str:
             css, words = {1.0: ("right", "right"), 0.0: ("wrong", "wrong")}.get(record["right"], ("", "undecided"))
             facts = {"extracted": record["extracted"] or "nothing", "reference": record["gold"], "score": words,
                      "by": record["by"], "response": f"{record['status']}, {record['tokens']} tokens", "id": item.id}
+            prompt = "\\boxed{}".join(show(part) for part in record["prompt"].split("\\boxed{}"))   # not as an answer
             picture = thumbnail(benchmarks.image_of(benchmark, rows, item))
             body += (f"<article class='{css}'><img src='{picture}' alt=''>"
-                     f"<div><h3>prompt</h3><pre>{show(record['prompt'])}</pre></div><div><h3>response</h3>"
+                     f"<div><h3>prompt</h3><pre>{prompt}</pre></div><div><h3>response</h3>"
                      f"<pre>{show(record['response']) or '(empty)'}</pre></div><dl>"
                      + "".join(f"<div><dt>{k}</dt><dd>{show(str(v))}</dd></div>" for k, v in facts.items())
                      + "</dl></article>")

@@ -11,9 +11,12 @@ import io
 import json
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
@@ -27,8 +30,6 @@ import eval as evaluation
 from benchmarks import BENCHMARKS, image_bytes, interval, judge_prompt, lettered, read_judgement, summary, value
 from data import DataError
 from reward import JudgeError
-
-datasets = pytest.importorskip("datasets")
 
 
 # -------------------------------------------------------------------------------- rows with the columns of the hub
@@ -245,8 +246,9 @@ def test_mathverse_final_answers():
     """Reply P: steps 1, 1, 0, wrong answer; reply Q: steps 1, 0, 0, right answer.  Only the answer counts: 50."""
     item = item_of("mathverse", 5)
     p, q = (scored("mathverse", item, f"step 1 . step 2 . step 3 . \\boxed{{{x}}}") for x in ("4", "3"))
-    assert (p.extracted, p.right, q.right) == ("4", None, 1.0)         # a judge may still find 4 equal; it says no
-    assert numbers("mathverse", [record(0.0, version="Vision Only"), record(q.right, version="Text Lite")]) == {
+    assert (p.right, q.right) == (0.0, 1.0)
+    assert scored("mathverse", item, "\\boxed{\\sqrt{9.1}}").right is None          # a judge may find it equal
+    assert numbers("mathverse", [record(p.right, version="Vision Only"), record(q.right, version="Text Lite")]) == {
         "accuracy": 50.0, "Vision Only": 0.0, "Text Lite": 100.0}
     for gold, kind in [("(B)", "letter"), ("False", "free"), ("C\nD", "free")]:
         assert item_of("mathverse", 0, answer=gold).kind == kind
@@ -621,6 +623,37 @@ def test_a_judge_can_be_added(data, tmp_path, chat, long_replies):
     assert len(chat.calls) == asked <= 10                                              # known answers are not asked for
 
 
+class Server(BaseHTTPRequestHandler):
+    """The least of an OpenAI-compatible server: everything is right."""
+
+    def do_GET(self):
+        body = json.dumps({"data": [{"id": "judge"}]}).encode()
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        assert asked["temperature"] == 0 and "response_format" not in asked
+        said = {"extracted_answer": "x", "score": 1}
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"choices": [{"message": {"content": json.dumps(said)}}]}).encode())
+
+    def log_message(self, *text):
+        pass
+
+
+def test_a_judge_behind_a_url(data, tmp_path, long_replies):
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        s = measure(arguments(data, tmp_path, "mathverse", judge=url))[0]["benchmarks"]["mathverse"]
+        server.shutdown()
+    assert s["judged"] == 10 and s["numbers"]["accuracy"]["low"] == 100.0
+    assert json.loads((tmp_path / "settings.json").read_text())["judge"] == "judge"
+
+
 def test_a_failed_judge_is_counted(data, tmp_path, chat, long_replies):
     chat.says = lambda text: JudgeError("HTTP 500") if "Joint" in text else (
         "I cannot" if "\n94\n" in text else '{"extracted_answer": "", "score": 0}')
@@ -684,7 +717,8 @@ def test_all_eleven_with_vllm(whole, data, tmp_path):
     given = {"model": MODEL, "data_dir": data, "output_dir": tmp_path, "engine": "vllm", "limit": 3,
              "max_new_tokens": 8, "max_pixels": 100 * 100, "batch_size": 8}
     done = subprocess.run([sys.executable, str(ROOT / "eval.py"), "run", *(f"--{k}={v}" for k, v in given.items())],
-                          env=ALONE, timeout=150, capture_output=True, text=True)
+                          env=ALONE | {"HF_DATASETS_CACHE": str(datasets.config.HF_DATASETS_CACHE)}, timeout=150,
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith((whole[0] / "table.md").read_text())
     for name in BENCHMARKS:
