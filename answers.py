@@ -44,46 +44,27 @@ ANSWER_IS = re.compile(r"\b(?:answer|(?:correct|right|best) (?:option|choice))(?
 # A full stop ends a sentence, but not in 3.5 nor after these abbreviations.
 SENTENCE_END = re.compile(r"(?<!\bSt)(?<!\bDr)(?<!\bMr)(?<!\bMt)(?<!\bMrs)(?<!\bvs)"
                           r"[.!?](?=[\"”')*]*(?:\s|$))|[。！？\n]")
-WRAPPER = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|operatorname|mbox)\s*\{|\\[{}]|[{}]")
+WRAPPED = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|operatorname|mbox)\s*\{([^{}]*)\}")
 BOX = re.compile(r"\\f?box(?:ed)?\s*\{|\\[{}]|[{}]")
-
-
-def braces(pattern: re.Pattern, text: str) -> tuple[list[tuple[re.Match, int]], list[re.Match]]:
-    """Commands of the pattern with their closing braces, in the order of closing; and those that are never closed."""
-    open_, closed = [], []
-    for found in pattern.finditer(text):
-        if found[0] == "}":
-            if open_ and open_[-1][0] != "{":
-                closed.append((open_[-1], found.start()))
-            del open_[-1:]
-        elif found[0] not in ("\\{", "\\}"):
-            open_.append(found)
-    return closed, [o for o in open_ if o[0] != "{"]
-
-
-def unwrap(text: str) -> str:
-    """\\text{...} and its like become their content."""
-    cuts = [cut for command, end in braces(WRAPPER, text)[0] for cut in ((end, end + 1), command.span())]
-    parts, at = [], 0
-    for start, end in sorted(cuts):
-        parts.append(text[at:start])
-        at = end
-    return "".join(parts) + text[at:]
 
 
 def clean(span: str) -> str:
     """Without what only dresses an answer: $, \\(, \\text{}, bold, quotes, a full stop at the end."""
-    span = re.sub(r"\\[()\[\]]", "", unwrap(span)).strip(" \t\r\n*_`$\"“”")
+    span = re.sub(r"\\[()\[\]]", "", WRAPPED.sub(r"\1", span)).strip(" \t\r\n*_`$\"“”")
     return span.rstrip(".。,，;； \t\r\n*_`$\"“”")
 
 
 def boxed(text: str) -> str | None:
     """Content of the last \\boxed{}; "" if that one is never closed, None if there is none."""
-    closed, unclosed = braces(BOX, text)
-    last = max(closed, key=lambda pair: pair[0].start(), default=None)
-    if unclosed and (last is None or unclosed[-1].start() > last[0].start()):
-        return ""
-    return text[last[0].end():last[1]] if last else None
+    last, content, open_ = -1, None, []
+    for brace in BOX.finditer(text):
+        if brace[0] == "}" and open_:
+            begin = open_.pop()
+            if begin[0] != "{" and begin.start() >= last:
+                last, content = begin.start(), text[begin.end():brace.start()]
+        elif brace[0] not in ("}", "\\{", "\\}"):
+            open_.append(brace)
+    return "" if any(begin[0] != "{" and begin.start() > last for begin in open_) else content
 
 
 def from_json(text: str) -> str | None:
@@ -95,7 +76,7 @@ def from_json(text: str) -> str | None:
         value = json.JSONDecoder().raw_decode(text, keys[-1].end())[0]
     except (ValueError, RecursionError):
         return None
-    return ", ".join(map(str, value)) if isinstance(value, list) else None if isinstance(value, dict) else str(value)
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def after_thinking(text: str) -> str:
@@ -185,10 +166,11 @@ def letter(text: str, options: dict[str, str] | str = "ABCD") -> str | None:
     allowed, texts = "".join(options), options if isinstance(options, dict) else {}
     span = final_span(text).translate(SIGNS)
     if span:
+        first = head(span, allowed)
+        if first and len(span) <= 3:
+            return first
         equal = [key for key, option in texts.items() if same(span, option)]
-        if len(equal) == 1 and len(span) > 3:
-            return equal[0]
-        found = [head(span, allowed)] if head(span, allowed) else standing(span, allowed) or equal
+        found = equal if len(equal) == 1 else [first] if first else standing(span, allowed) or equal
         return found[0] if len(found) == 1 else None if found else by_text(span, texts)
     text = after_thinking(text).translate(SIGNS)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -226,36 +208,40 @@ def yes_no(text: str) -> str | None:
     span = final_span(text)
     words = (span or after_thinking(text)).translate(SIGNS).casefold()
     words = re.sub(r"\b(?:no (?:doubt|matter|problem|wonder)|yes (?:or|and) (?:a )?no|yes/no)\b", "", words)
-    found = re.findall(r"\b(?:yes|no)\b", words)
-    if first := re.match(r"\W*(yes|no|there (?:is|are|was|were) no)\b", words):
-        return first[1].split()[-1]
-    if not span:                  # a long text: only its very end counts besides its beginning
-        last = re.search(r"\b(yes|no)\W*$", words[-40:])
-        return last[1] if last else None
-    return found[0] if len(set(found)) == 1 else None
+    if first := re.match(r"\W*(?:there (?:is|are|was|were) )?(yes|no)\b", words):
+        return first[1]
+    # In a long text without a final answer, only its very end counts besides its beginning.
+    found = set(re.findall(r"\b(?:yes|no)\b" if span else r"\b(?:yes|no)\b(?=\W*$)", words if span else words[-40:]))
+    return found.pop() if len(found) == 1 else None
 
 
 # ---------------------------------------------------------------------------------------------- free-form answers
 
+def fraction(found: re.Match) -> str:
+    """a/b, with the parentheses that it needs: 1/2, √3/2, (x+1)/2, 1/(2π)."""
+    top, bottom = found[1] or found[3], found[2] or found[4]
+    return (top if re.fullmatch(r"[\w.√]+", top) else f"({top})") + "/" + (
+        bottom if re.fullmatch(r"[\d.]+|√?\d+|\w", bottom) else f"({bottom})")
+
+
 REPLACED = [(re.compile(pattern), new) for pattern, new in [
-    (r"\\(?:left|right|displaystyle|bigl?|bigr)(?![a-z])|\\[,;:! ()\[\]]|[$~]", ""), (r"\{,\}", ","), (r"(?<![\w.])\.(?=\d)", "0."),
-    (r"\\[dtc]frac", r"\\frac"), (r"\\(?:times|cdot)(?![a-z])", "*"), (r"\\div(?![a-z])", "/"), (r"\\([%{}])", r"\1"),
-    (r"\\pi(?![a-z])|(?<![a-z])pi(?![a-z])", "π"), (r"\^ ?(?:\{ ?\\circ ?\}|\\circ(?![a-z]))|\\degree(?![a-z])", "°"),
-    (r"\\frac ?(\d) ?(\d)", r"\1/\2"), (r"\\frac ?\{([\wπ.√]+)\} ?\{([\wπ.√]+)\}", r"\1/\2"),
-    (r"\\frac ?\{([^{}]*)\} ?\{([^{}]*)\}", r"(\1)/(\2)"), (r"\\?sqrt ?(?=[({\d])", "√"),
-    (r"√ ?[({]([\wπ.]+)[)}]", r"√\1"), (r"\^\{(-?[\w.]+)\}", r"^\1"),
-    (r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])", lambda m: m[0].replace(",", "")),
-    (r"(?<=\d) (?=[π√])", ""), (r" ?, ?", ", "), (r" ?([-+*/=<>^:;(){}\[\]|%°]) ?", r"\1")]]
+    (WRAPPED.pattern, r"\1"), (r"\{,\}", ","), (r"(?<![\w.])\.(?=\d)", "0."), (r"\\([%{}])", r"\1"),
+    (r"\\(?:left|right|displaystyle|bigl?|bigr)(?![a-z])|\\[,;:! ()\[\]$]|[$~]", ""),
+    (r"\\(?:times|cdot)(?![a-z])", "*"), (r"\\div(?![a-z])", "/"), (r"\\pi(?![a-z])|(?<![a-z])pi(?![a-z])", "π"),
+    (r"\^ ?(?:\{ ?\\circ ?\}|\\circ(?![a-z]))|\\degree(?![a-z])", "°"), (r"\\?sqrt ?(?=[({\d])", "√"),
+    (r"√ ?[({]([\w.]+)[)}]", r"√\1"), (r"\^\{(-?[\w.]+)\}", r"^\1"), (r"(?<=\d) (?=[π√])", ""),
+    (r"\\[dtc]?frac ?(?:\{([^{}]+)\} ?\{([^{}]+)\}|(\d) ?(\d))", fraction),
+    (r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])", lambda found: found[0].replace(",", "")),
+    (r" ?, ?", ", "), (r" ?([-+*/=<>^:;(){}\[\]|%°]) ?", r"\1")]]
 ARTICLES = {"the": r"\w", "an": r"\w", "a": r"(?!and\b|or\b)\w\w"}         # else a letter or a variable
 OUTER = ".,;:!?'\"`*_ \t"
 
 
 def simpler(text: str) -> str:
-    text = unwrap(text)
     for pattern, new in REPLACED:
         text = pattern.sub(new, text)
     kept: list[str] = []
-    for word in reversed(text.strip(OUTER).split()):
+    for word in reversed((text.strip(OUTER) or text).split()):
         if not (word in ARTICLES and kept and re.match(ARTICLES[word], kept[-1])):
             kept.append(word)
     text = " ".join(reversed(kept))
@@ -277,52 +263,45 @@ def normal(text: str) -> str:
     return text
 
 
-WORDS = {word: i for i, word in enumerate(
-    "zero one two three four five six seven eight nine ten eleven twelve".split())}
+WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 SCALES = {"hundred": 1e2, "thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12}
 UNITS = {"degree": "°", "deg": "°", "percent": "%", "meter": "m", "metre": "m", "centimeter": "cm", "centimetre": "cm",
          "millimeter": "mm", "kilometer": "km", "kilometre": "km", "gram": "g", "kilogram": "kg", "second": "s",
          "sec": "s", "minute": "min", "hour": "h", "hr": "h", "liter": "l", "litre": "l", "inche": "in", "inch": "in",
          "foot": "ft", "feet": "ft", "newton": "n", "joule": "j", "watt": "w", "volt": "v", "dollar": "", "unit": ""}
-ATTACHED = set(UNITS.values()) | {"hz", "khz", "mhz", "kw", "mw", "ml", "mg", "ms", "ns", "kn", "kj", "mv", "kv",
-                                  "lb", "lbs", "oz", "mph", "kpa", "pa", "rad", "ev", "gb", "mb", "px", "°c", "°f"}
+KNOWN = {*UNITS.values(), *"hz khz mhz kw mw ml mg ms kn kj mv kv lb lbs oz mph kpa pa rad ev gb mb px °c °f".split()}
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
              ast.Pow: operator.pow, ast.USub: operator.neg, ast.UAdd: operator.pos}
+PLAIN = re.compile(r"[-+]?\(?[-+]?\d+\.?\d*(e[-+]?\d+)?\)?(/\(?[-+]?\d+\.?\d*\)?)?|[-+]?\(\d+\+\d+/\d+\)")
 
 
-def calculate(node) -> float:
-    if isinstance(node, ast.Expression):
-        return calculate(node.body)
+def calculate(node: ast.expr) -> float:
     if isinstance(node, ast.Constant):
         return float(node.value)
     if isinstance(node, ast.Name):
         return {"pi": math.pi}[node.id]
     if isinstance(node, ast.Call):
         return math.sqrt(calculate(node.args[0]))
-    if isinstance(node, ast.UnaryOp):
-        return OPERATORS[type(node.op)](calculate(node.operand))
-    return OPERATORS[type(node.op)](calculate(node.left), calculate(node.right))
+    sides = [node.operand] if isinstance(node, ast.UnaryOp) else [node.left, node.right]
+    return OPERATORS[type(node.op)](*map(calculate, sides))
 
 
-def value_of(text: str) -> float | None:
-    """A number, a fraction or a mixed number; an expression only with a root, π or a power: 2+3 is no result."""
+def value_of(text: str) -> float:
+    """A number, a fraction or a mixed number; an expression only with a root, π or a power: 2+3 is no result.
+
+    Raises ValueError, or what Python's parser and arithmetic raise.
+    """
     if text in WORDS:
-        return float(WORDS[text])
-    if mixed := re.fullmatch(r"(-?)(\d{1,15}) (\d{1,15})/(\d{1,15})", text):
-        sign, whole, top, bottom = mixed.groups()
-        return (float(whole) + float(top) / float(bottom)) * (-1 if sign else 1) if float(bottom) else None
-    plain = re.fullmatch(r"[-+]?\(?[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?\)?(/\(?[-+]?(\d+\.?\d*|\.\d+)\)?)?", text)
-    if not plain and not (re.fullmatch(r"[\d.π√()+\-*/^{}]+", text) and re.search("[π√^]", text)):
-        return None
-    text = re.sub(r"\d+\.?\d*(?:e[-+]?\d+)?|\.\d+", lambda m: repr(float(m[0])), text.translate({123: "(", 125: ")"}))
+        return float(WORDS.index(text))
+    text = re.sub(r"(\d+) (\d+/\d+)", r"(\1+\2)", text.translate({ord("{"): "(", ord("}"): ")"}))
+    # 1/2π may be meant in two ways.
+    if not PLAIN.fullmatch(text) and (not re.search("[π√^]", text) or re.search(r"/\d[\d.]*[π√(]", text)):
+        raise ValueError("not a number")
+    text = re.sub(r"\d+\.?\d*(?:e[-+]?\d+)?", lambda found: repr(float(found[0])), text)       # no huge integers
     text = re.sub(r"√(\d[\d.e+]*|π)", r"√(\1)", text)
     text = re.sub(r"(?<=[\d)π])(?=[π√(])|(?<=[)π])(?=\d)", "*", text)
-    try:
-        value = calculate(ast.parse(text.replace("√", "root").replace("π", "pi").replace("^", "**"), mode="eval"))
-        return value if math.isfinite(value) else None
-    except (SyntaxError, ValueError, ArithmeticError, KeyError, TypeError, AttributeError, IndexError, MemoryError,
-            RecursionError):
-        return None
+    text = text.replace("√", "root").replace("π", "pi").replace("^", "**")
+    return float(calculate(ast.parse(text, mode="eval").body))
 
 
 def quantity(text: str) -> tuple[float, str] | None:
@@ -332,25 +311,24 @@ def quantity(text: str) -> tuple[float, str] | None:
         return None
     text = re.sub(r"^(?:about|approximately|approx\.?|roughly|around|≈|\\approx|=|[a-z∠\\ ']{1,12}=)+ ?", "", text)
     currency = re.match(r"-?([€£¥])", text)
-    text = re.sub(r"[€£¥\\]", "", text)
-    found = re.match(r"[-+]?[\dπ√.(](?:[\dπ√.()+\-*/^{}]|(?<=\d)e(?=[-+]?\d)|(?<=\d) (?=\d+/\d))*|[a-z]+", text)
-    value = value_of(found[0]) if found else None
-    if value is None:
+    text = re.sub(r"[€£¥]", "", text)
+    found = re.match(r"[-+]?[\dπ√(](?:[\dπ√.()+\-*/^{}]|(?<=\d)e(?=[-+]?\d)|(?<=\d) (?=\d+/\d))*|[a-z]+", text)
+    if not found:
         return None
-    rest = text[found.end():]
-    words = rest.split()
-    if words and words[0] in SCALES:
-        value, words = value * SCALES[words.pop(0)], words
-    unit = " ".join(words)
-    if unit and {*WORDS, "and", "or", "to"} & set(words) or unit and not (re.fullmatch(r"[^\d,=;+]+(?:\^?[23])?", unit) and len(words) <= 3):
+    rest, words = text[found.end():], text[found.end():].split()
+    try:
+        value = value_of(found[0]) * (SCALES[words.pop(0)] if words and words[0] in SCALES else 1)
+    except (SyntaxError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError, MemoryError):
         return None
-    unit = " ".join(UNITS.get(w, UNITS.get(w.rstrip("s"), w.rstrip("s") or w)) for w in words)
-    base = re.sub(r"\^?[23]$", "", unit)
-    # 5x is no quantity: a single letter, or letters right behind the number, must be a known unit.
-    if base and (not rest.startswith(" ") or len(base) == 1) and base not in ATTACHED | {"%", "°"} \
-            and base.split("/")[0] not in ATTACHED:
+    unit = " ".join(UNITS.get(word, UNITS.get(word.rstrip("s"), word.rstrip("s") or word)) for word in words)
+    unit = re.sub(r"^square (.*)", r"\1^2", re.sub(r"(?<=m)([23])$", r"^\1", unit))
+    base = re.sub(r"\^[23]$", "", unit).split("/")[0]
+    # 5x, 5 or 6, 3:2, 1990s are no quantities: a single letter, or what is written together, must be a known unit.
+    known = base in KNOWN and rest != "s" or rest.startswith(" ") and len(base) > 1
+    wrong = not known or re.search(r"[\d,=;+]", base) or len(words) > 3 or {*WORDS, "and", "or", "to"} & set(words)
+    if not math.isfinite(value) or unit and wrong:
         return None
-    return value, currency[1] if currency else re.sub(r"^square (.*)", r"\1^2", re.sub(r"(?<=m)([23])$", r"^\1", unit))
+    return value, currency[1] if currency else unit
 
 
 def number(text: str) -> float | None:
@@ -359,8 +337,7 @@ def number(text: str) -> float | None:
     >>> number("about −1,234.5 cm"), number("50%"), number("\\\\frac{3}{4}"), number("2.5 × 10^{-3}"), number("5x")
     (-1234.5, 50.0, 0.75, 0.0025, None)
     """
-    found = quantity(text)
-    return found[0] if found else None
+    return (quantity(text) or [None])[0]
 
 
 def elements(text: str) -> list[str]:
