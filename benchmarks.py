@@ -240,6 +240,7 @@ def text(row: dict, name: str) -> str:
 BOXED = "Think step by step, then put {what} in \\boxed{{}}."
 LETTER = BOXED.format(what="the letter of the right option")
 FINAL = BOXED.format(what="the final answer")
+PUT = {True: "Put the letter of the right option in \\boxed{}.", False: "Put the final answer in \\boxed{}."}
 
 
 def listed(options: dict) -> str:
@@ -509,11 +510,10 @@ def mme_numbers(records: list[dict]) -> dict:
 def mathverse_item(row: dict) -> Item:
     question, gold = text(row, "question"), text(row, "answer")
     letter = re.fullmatch(r"\(?([A-H])\)?\.?", gold)            # a few are not: "False", "C\nD"
-    options = lettered(question) or letters_only("ABCD")
+    options, choice = lettered(question) or letters_only("ABCD"), text(row, "question_type") == "multi-choice"
     return Item(text(row, "sample_index"), text(row, "question_for_eval"), letter[1] if letter else gold,
-                lines(text(row, "query_cot"), "Put the final answer in \\boxed{}."), question,
-                options if text(row, "question_type") == "multi-choice" else {},
-                "letter" if letter and text(row, "question_type") == "multi-choice" else "free",
+                lines(text(row, "query_cot"), PUT[choice]), question, options if choice else {},
+                "letter" if letter and choice else "free",
                 unit=text(row, "problem_index"), keys={"version": text(row, "problem_version")})
 
 
@@ -543,7 +543,7 @@ def mathvista_item(row: dict) -> Item:
         kind, gold = "letter", {choice.strip(): letter for letter, choice in options.items()}[gold]
     precision = "" if row["precision"] is None else str(int(row["precision"]))
     return Item(text(row, "pid"), lines(text(row, "question"), listed(options)), gold,
-                lines(text(row, "query"), "Put the final answer in \\boxed{}."), text(row, "query"), options, kind,
+                lines(text(row, "query"), PUT[bool(options)]), text(row, "query"), options, kind,
                 keys={"type": text(row, "question_type"), "precision": precision})
 
 
@@ -594,9 +594,12 @@ def logicvista_item(row: dict) -> Item:
 
 
 def logicvista_score(item: Item, response: str, harness: str) -> Score:
-    """Sets of letters must be equal.  The harness always asks a judge for the letters."""
+    """Sets of letters must be equal; labels may also be numbers.  The harness always asks a judge for the labels."""
     if harness != "ours":
         return Score("", None if response.strip() else 0.0)
+    if not re.fullmatch(r"[A-Z](, [A-Z])*", item.gold):
+        found = answers.final_span(response)
+        return Score(found, float(answers.same(found, item.gold)))
     found = ", ".join(sorted(answers.letters(response, item.options)))
     return Score(found, float(found == item.gold))
 
@@ -701,8 +704,10 @@ def charxiv_score(item: Item, response: str, harness: str) -> Score:
 
 
 def charxiv_numbers(records: list[dict]) -> dict:
-    """"chart": answers that stand in the chart (types 1 and 3), "general": the others."""
-    return {"all": [mean(records)], **split(records, "where"), **split(records, "type"),
+    """The harness has the four types and all.  The paper's "chart" and "general" can be neither one type nor two
+    pooled (no such fractions exist); the mean of the accuracies of text and number fits all its rows."""
+    where = {name: [mean(part) for part in by(rs, "type").values()] for name, rs in by(records, "where").items()}
+    return {"all": [mean(records)], **where, **split(records, "type"),
             **split(records, "source", "source "), **split(records, "subject")}
 
 
@@ -750,20 +755,28 @@ def dynamath_score(item: Item, response: str, harness: str) -> Score:
 
 
 def dynamath_harness_score(item: Item, response: str) -> Score:
-    """JSON between the outermost braces; a text is right if it is any part of the reference, also an empty one."""
-    try:
-        found = str(json.loads(response[response.index("{"):response.rindex("}") + 1])["short answer"]).strip()
+    """JSON between the outermost braces, else the whole response; if neither reads as the type, an LLM rewrites it.
+    A text is right if it is any part of the reference, also an empty one."""
+    reply = response[response.index("{"):response.rindex("}") + 1] if re.search(r"\{.*\}", response, re.S) else response
+    reply = reply.replace("\\", "")
+
+    def typed(found: str) -> str | float:
         if item.kind == "number":
             first = found.split(" ")[0]
-            given = float(first.replace("π", "") or 1) * np.pi if "π" in first else float(first)
-            return Score(found, float(abs(given - float(item.gold)) <= 0.001))
-    except (ValueError, KeyError, TypeError):
-        return Score("", None)
-    if item.kind == "letter":
-        named = {letter for letter in "ABCDE" if letter in found}
-        given = found if len(found) == 1 else named.pop() if len(named) == 1 else ""
-        return Score(found, float(given == item.gold or item.gold in found[:3]))
-    return Score(found, float(found.lower() in item.gold.lower()))
+            return float(first.split("π")[0]) * np.pi if "π" in first else float(first)
+        if item.kind == "letter" and len(found) != 1:
+            found, = [letter for letter in "ABCDE" if letter in found.upper()]
+        return found.upper() if item.kind == "letter" else found
+    try:
+        found = typed(json.loads(reply, strict=False)["short answer"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        try:
+            found = typed(reply)
+        except ValueError:
+            return Score("", None)
+    if item.kind == "number":
+        return Score(str(found), float(abs(found - float(item.gold)) <= 0.001))
+    return Score(found, float(found == item.gold if item.kind == "letter" else found.lower() in item.gold.lower()))
 
 
 def dynamath_numbers(records: list[dict]) -> dict:

@@ -377,6 +377,8 @@ def samples_page(parts: list[tuple], args) -> str:
                      "by": record["by"], "response": f"{record['status']}, {record['tokens']} tokens", "id": item.id}
             prompt = "\\boxed{}".join(show(part) for part in record["prompt"].split("\\boxed{}"))   # not as an answer
             picture = thumbnail(benchmarks.image_of(benchmark, rows, item))
+            if record["by"] == "undecided":
+                del facts["by"]
             body += (f"<article class='{css}'><img src='{picture}' alt=''>"
                      f"<div><h3>prompt</h3><pre>{prompt}</pre></div><div><h3>response</h3>"
                      f"<pre>{show(record['response']) or '(empty)'}</pre></div><dl>"

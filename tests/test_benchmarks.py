@@ -279,6 +279,7 @@ def test_logicvista_sets_of_letters():
     for reply, right in {"C and A": 1.0, "A": 0.0, "A, C, D": 0.0, "\\boxed{A, C}": 1.0, "": 0.0}.items():
         assert scored("logicvista", item, reply).right == right, reply
     assert scored("logicvista", item, "C and A", "vlmevalkit").right is None
+    assert scored("logicvista", item_of("logicvista", answer="3"), "So \\boxed{3}").right == 1.0
 
 
 GROUPS = [(1, 1, 1), (1, 1, 0), (1, 0, 0), (1, 0, 1)]                  # s1, s2, m: CM, IG, IK, RM (loose: CM)
@@ -304,6 +305,9 @@ def test_charxiv_judge_and_rule():
     assert scored("charxiv_rq", in_chart, "about 94.2").right is None
     assert scored("charxiv_rq", counted, "two points").right == 1.0
     assert scored("charxiv_rq", in_chart, "").right == 0.0
+    kinds = [("number in chart", "chart", 1), ("text in chart", "chart", 0), ("text in chart", "chart", 0)]
+    found = numbers("charxiv_rq", [record(float(r), where=w, type=t, source="3", subject="cs") for t, w, r in kinds])
+    assert found["chart"] == 50.0 and round(found["all"], 1) == 33.3
     # Official: a judge that failed counts as 0, and never as the -1 that one harness averages in (25).
     kinds = dict(where="chart", type="text in chart", source="3", subject="cs")
     assert numbers("charxiv_rq", [record(r, **kinds) for r in (1.0, 0.0, 1.0, 0.0)])["all"] == 50.0
@@ -327,10 +331,13 @@ def test_dynamath_rules():
                                (text, "\\boxed{Odd}", 1), (text, "\\boxed{even}", None), (number, "", 0)]:
         assert scored("dynamath", item, reply).right == right, reply
     for item, answer, right in [(number, "3.1425 units", 1), (number, "1.0π", 1), (text, "", 1), (text, "d", 1),
-                                (text, "even", 0), (choice, "(B)", 1)]:
-        reply = "Sure. " + json.dumps({"solution": "s", "short answer": answer})
+                                (text, "even", 0), (choice, "(b)", 1), (choice, "A or B", None)]:
+        reply = "Sure. " + json.dumps({"solution": "s", "short answer": answer}, ensure_ascii=False)
         assert scored("dynamath", item, reply, "vlmevalkit").right == right, answer
-    assert scored("dynamath", number, "3.142", "vlmevalkit").right is None             # no JSON: its judge rewrites it
+    # Without JSON it reads the response itself, else its judge rewrites it.
+    for item, reply, right in [(number, "3.142", 1), (number, "It is 3.142", None), (choice, "So I took b", 1),
+                               (text, "od", 1)]:
+        assert scored("dynamath", item, reply, "vlmevalkit").right == right, reply
     for label, gold, kind in [("single answer", "7", "number"), ("int", "7", "number"), ("text", "odd", "text"),
                               ("Multiple Choice", "B", "letter")]:
         assert item_of("dynamath", 0, answer_type=label, ground_truth=gold).kind == kind
@@ -509,7 +516,7 @@ def test_all_eleven_end_to_end(whole):
     saved = json.loads((out / "settings.json").read_text())
     assert saved["settings"]["max_new_tokens"] == 8 and saved["settings"]["harness"] == "ours"
     assert saved["prompts"]["wemath"] == ["{question}\n{options}\n" + benchmarks.LETTER]
-    assert saved["prompts"]["mathvista"] == ["{query}\nPut the final answer in \\boxed{}."]
+    assert saved["prompts"]["mathvista"] == ["{query}\n" + put for put in benchmarks.PUT.values()][::-1]
     assert "| 44.93 | 46.86 | 48.35 |" in table and "| 59.31 | 64.25 | 65.22 |" in table
 
 
