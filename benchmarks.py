@@ -22,6 +22,7 @@ import io
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -170,18 +171,21 @@ def checked(benchmark: Benchmark, rows, where):
 def load_items(benchmark: Benchmark, rows: Sequence[dict], limit: int = 0) -> list[Item]:
     """Items of the first `limit` units (0: of all).  Units that lack a member would be scored wrongly: an error."""
     texts = rows if isinstance(rows, list) else rows.remove_columns(benchmark.image)
-    items, ids, units = [], set(), {}
+    items, times, units = [], Counter(), {}
     for i, row in enumerate(texts):
         try:
             item = benchmark.item(row)
         except (KeyError, ValueError, TypeError, AttributeError, SyntaxError) as error:
             raise DataError(f"{benchmark.title}, row {i}: {type(error).__name__}: {error}") from None
-        item.row, item.unit = i, item.unit or item.id
+        item.row = i
         if not item.gold:
             raise DataError(f"{benchmark.title}, row {i}: no reference answer")
-        if item.id in ids:
-            raise DataError(f"{benchmark.title}, row {i}: id '{item.id}' appears twice")
-        ids.add(item.id)
+        times[item.id] += 1
+        if times[item.id] > 1:
+            if benchmark.group_size:
+                raise DataError(f"{benchmark.title}, row {i}: id '{item.id}' appears twice")
+            item.id += f" ({times[item.id]})"              # elsewhere it is only a name
+        item.unit = item.unit or item.id
         units.setdefault(item.unit, []).append(item)
         items.append(item)
     for unit, members in units.items() if benchmark.group_size else ():
@@ -298,9 +302,11 @@ def lettered(string: str) -> dict:
     return options if len(options) > 1 else {}
 
 
-def letters_only(letters: str) -> dict:
-    """Options of a question whose text, or picture, holds them: only their letters are known."""
-    return dict.fromkeys(letters, "")
+def options_in(string: str, letters: str, gold: str) -> dict:
+    """Options that are written into a text; where the picture has them, or they are written in a way that we cannot
+    read (so that the right one is missing), only their letters are known."""
+    options = lettered(string)
+    return options if set(gold.split(", ")) <= set(options) else dict.fromkeys(letters, "")
 
 
 # ------------------------------------------------------------------------------------------------------ numbers
@@ -422,9 +428,9 @@ def simplevqa_numbers(records: list[dict]) -> dict:
 # ------------------------------------------------------------------------------------------------------- MMStar
 
 def mmstar_item(row: dict) -> Item:
-    question = text(row, "question")                # its options are written into it
-    options = lettered(question) or letters_only("ABCD")
-    return Item(text(row, "index"), question, text(row, "answer"), lines(question, LETTER),
+    question, gold = text(row, "question"), text(row, "answer")          # the options are written into the question
+    options = options_in(question, "ABCD", gold)
+    return Item(text(row, "index"), question, gold, lines(question, LETTER),
                 lines(f"Question: {question}", VEK_SELECT), options,
                 keys={name: text(row, name) for name in ("category", "l2_category")})
 
@@ -466,7 +472,7 @@ def hrbench_item(row: dict) -> Item:
     # A question comes four times, its options rotated; no column says which rows belong together.
     unit = "/".join([text(row, "category"), question, *sorted(options.values())])
     return Item(text(row, "index"), question, text(row, "answer"), lines(question, listed(options), LETTER),
-                vek_choice(question, options), options, unit=unit, member=cycle,
+                vek_choice(question, options), options, unit=unit,
                 keys={"category": text(row, "category"), "cycle": cycle})
 
 
@@ -510,8 +516,9 @@ def mme_numbers(records: list[dict]) -> dict:
 def mathverse_item(row: dict) -> Item:
     question, gold = text(row, "question"), text(row, "answer")
     letter = re.fullmatch(r"\(?([A-H])\)?\.?", gold)            # a few are not: "False", "C\nD"
-    options, choice = lettered(question) or letters_only("ABCD"), text(row, "question_type") == "multi-choice"
-    return Item(text(row, "sample_index"), text(row, "question_for_eval"), letter[1] if letter else gold,
+    gold, choice = letter[1] if letter else gold, text(row, "question_type") == "multi-choice"
+    options = options_in(question, "ABCD", gold)
+    return Item(text(row, "sample_index"), text(row, "question_for_eval"), gold,
                 lines(text(row, "query_cot"), PUT[choice]), question, options if choice else {},
                 "letter" if letter and choice else "free",
                 unit=text(row, "problem_index"), keys={"version": text(row, "problem_version")})
@@ -539,9 +546,11 @@ def mathvista_item(row: dict) -> Item:
     choices = row["choices"] or []
     options = {chr(ord("A") + i): str(choice) for i, choice in enumerate(choices)}
     gold, kind = text(row, "answer"), text(row, "answer_type")
-    if options:
-        kind, gold = "letter", {choice.strip(): letter for letter, choice in options.items()}[gold]
-    precision = "" if row["precision"] is None else str(int(row["precision"]))
+    right = [letter for letter, choice in options.items() if choice.strip() == gold]
+    if right:
+        kind, gold = "letter", right[0]
+    known = row["precision"] not in (None, "") and row["precision"] == row["precision"]            # not NaN
+    precision = str(int(row["precision"])) if known else ""
     return Item(text(row, "pid"), lines(text(row, "question"), listed(options)), gold,
                 lines(text(row, "query"), PUT[bool(options)]), text(row, "query"), options, kind,
                 keys={"type": text(row, "question_type"), "precision": precision})
@@ -565,12 +574,12 @@ def mathvista_score(item: Item, response: str, harness: str) -> Score:
     span = answers.final_span(response)
     if item.kind == "letter":
         found = answers.letter(response, item.options)
-        right = found == item.gold
-    elif item.kind in ("integer", "float"):
-        digits = int(item.keys["precision"] or 2) if item.kind == "float" else 0
+        right = item.options.get(found) == item.options[item.gold]
+    elif item.kind in ("integer", "float") and (gold := answers.number(item.gold)) is not None:
+        digits = int(item.keys["precision"] or 2)
         found = answers.number(span)
-        right = found is not None and (round(found, digits) == round(float(item.gold), digits)
-                                       and (item.kind == "float" or found == int(found)))
+        right = found is not None and (found == gold if item.kind == "integer" else
+                                       round(found, digits) == round(gold, digits))
     else:
         found, right = span, answers.same(span, item.gold)
     if found in (None, ""):
@@ -590,7 +599,7 @@ def logicvista_item(row: dict) -> Item:
     skill = row["skill"] if isinstance(row["skill"], str) else ", ".join(row["skill"] or [])
     return Item(text(row, "id"), question, gold,
                 lines(question, BOXED.format(what="the letter, or all letters, of what is right")), question,
-                lettered(question) or letters_only("ABCDEFG"), keys={"skill": skill})
+                options_in(question, "ABCDEFGH", gold), keys={"skill": skill})
 
 
 def logicvista_score(item: Item, response: str, harness: str) -> Score:
@@ -611,11 +620,11 @@ def logicvista_numbers(records: list[dict]) -> dict:
 # ------------------------------------------------------------------------------------------------------ We-Math
 
 def wemath_item(row: dict) -> Item:
-    options, question = lettered(text(row, "option")), text(row, "question")
-    if not options:
-        raise ValueError("no options like 'A. ...; B. ...' in column 'option'")
-    return Item(f"{text(row, 'ID')}/{text(row, 'key')}", question, text(row, "answer").strip(" .()"),
-                lines(question, listed(options), LETTER), f"Question: {question}\nOptions:\n{listed(options)}", options,
+    question, gold = text(row, "question"), text(row, "answer").strip(" .()")
+    options = options_in(text(row, "option"), "ABCDEFGH", gold)
+    shown_ = listed(options) if all(options.values()) else text(row, "option")
+    return Item(f"{text(row, 'ID')}/{text(row, 'key')}", question, gold,
+                lines(question, shown_, LETTER), lines(f"Question: {question}", "Options:", shown_), options,
                 unit=text(row, "ID"), member=text(row, "key"), keys={"key": text(row, "key")})
 
 
@@ -731,7 +740,7 @@ def dynamath_item(row: dict) -> Item:
             "text": "the final answer"}[kind]
     return Item(f"{text(row, 'id')}/{text(row, 'variant')}", question, gold, lines(question, BOXED.format(what=what)),
                 lines("## Question", question, DYNAMATH_JSON.format(what=DYNAMATH_WHAT[kind])),
-                (lettered(question) or letters_only("ABCDE")) if kind == "letter" else {}, kind,
+                options_in(question, "ABCDE", gold) if kind == "letter" else {}, kind,
                 unit=text(row, "id"), member=text(row, "variant"),
                 keys={"subject": text(row, "subject"), "level": text(row, "knowledge_level")})
 
@@ -775,7 +784,8 @@ def dynamath_harness_score(item: Item, response: str) -> Score:
         except ValueError:
             return Score("", None)
     if item.kind == "number":
-        return Score(str(found), float(abs(found - float(item.gold)) <= 0.001))
+        gold = answers.number(item.gold)
+        return Score(str(found), float(gold is not None and abs(found - gold) <= 0.001))
     return Score(found, float(found == item.gold if item.kind == "letter" else found.lower() in item.gold.lower()))
 
 
@@ -855,8 +865,7 @@ BENCHMARKS = {benchmark.name: benchmark for benchmark in (
               ("index", "question", "answer", "category", "A", "B", "C", "D", "cycle_category", "image"), "image", 800,
               "'other'",
               hrbench_item, letter_score, hrbench_numbers, "all",
-              {"single": (79.00, 80.50, 80.75), "cross": (61.00, 70.25, 70.50), "all": (70.00, 75.38, 75.63)},
-              group_size=lambda item: 4),
+              {"single": (79.00, 80.50, 80.75), "cross": (61.00, 70.25, 70.50), "all": (70.00, 75.38, 75.63)}),
     Benchmark("mme_realworld_lite", "MME-RealWorld-Lite", "perception",
               ("yifanzhang114/MME-RealWorld-lite-lmms-eval", None, ("train",)),
               ("index", "bytes", "question", "multi-choice options", "answer", "category"), "bytes", 1919,
@@ -881,7 +890,7 @@ BENCHMARKS = {benchmark.name: benchmark for benchmark in (
               "CC BY-NC 4.0: not for commercial use",
               wemath_item, wemath_score, wemath_numbers, "strict",
               {"strict": (55.33, 61.62, 64.48), "loose": (72.67, 75.90, 81.24)}, units=525,
-              group_size=lambda item: int(item.member[0]) + 1),
+              group_size=lambda item: {"2": 3, "3": 4}.get(item.member[:1], 0)),
     Benchmark("charxiv_rq", "CharXiv-RQ", "reasoning", ("princeton-nlp/CharXiv", None, ("validation",)),
               ("image", "category", "original_id", "figure_path", "reasoning_q", "reasoning_a", "reasoning_a_type",
                "reasoning_q_source"), "image", 1000, "CC BY-SA 4.0; charts belong to their authors",

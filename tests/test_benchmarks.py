@@ -268,6 +268,7 @@ def test_mathvista_kinds():
             (list_, "\\boxed{[2, 1]}", 0), (integer, "", 0),
             (integer, "I see many of them in this nice picture", None)]:
         assert scored("mathvista", item, reply).right == right, reply
+    assert item_of("mathvista", 0, answer="green").kind == "text" and item_of("mathvista", 1, precision=float("nan"))
     # The harness compares the wrong variable for texts and lists, and takes a number only if it is the whole reply.
     assert scored("mathvista", list_, "[1, 2]", "vlmevalkit").right == 0.0
     assert scored("mathvista", integer, "3", "vlmevalkit").right == 1.0
@@ -406,6 +407,9 @@ def test_averages_are_the_papers():
 def test_options_in_texts():
     for text in ("Choices:\nA:40°\nB:50°", "(A) 40° (B) 50°", "A. 40°；B．50°", "A) 40°, B) 50°"):
         assert lettered(text) == {"A": "40°", "B": "50°"}, text
+    assert list(item_of("mmstar", 0, question="A. x B. y ?", answer="C").options) == list("ABCD")     # C is not read
+    odd = item_of("wemath", 0, option="1) one 2) two")
+    assert "1) one 2) two" in odd.prompt and scored("wemath", odd, "\\boxed{C}").right == 1.0
     assert lettered("Select from A, B and C. In figure A the car is red.") == {}
     assert list(lettered("A. a; B. b; C. c; D. d; E. e; F. f; G. g; H. No correct answer")) == list("ABCDEFGH")
 
@@ -454,10 +458,11 @@ def test_incomplete_groups_are_refused(tmp_path):
         benchmarks.load_items(BENCHMARKS["wemath"], rows)
     with pytest.raises(DataError, match="group '0' has 9 of 10 members"):
         items_of("dynamath", [dynamath(i) for i in range(9)])
-    with pytest.raises(DataError, match="has 3 of 4 members"):
-        items_of("hrbench8k", [hrbench8k(i) for i in range(3)])
-    with pytest.raises(DataError, match="id '0' appears twice"):
-        items_of("mmstar", [mmstar(0), mmstar(0)])
+    with pytest.raises(DataError, match="id '2-0/2steps_1' appears twice"):
+        items_of("wemath", [wemath(0), wemath(0)])
+    with pytest.raises(DataError, match="group 'x' has 1 of 0 members"):
+        items_of("wemath", [wemath(0) | {"key": "steps", "ID": "x"}])
+    assert [item.id for item in items_of("mmstar", [mmstar(0), mmstar(0)])] == ["0", "0 (2)"]
     with pytest.raises(DataError, match="row 0: no reference answer"):
         items_of("mmstar", [mmstar(0) | {"answer": None}])
     with pytest.raises(DataError, match="row 0: ValueError: reasoning_a_type must be 1, 2, 3 or 4, not '9'"):
