@@ -1,0 +1,128 @@
+"""Reading FineVision: parquet files on disk, or the hub by streaming; each turn of a conversation is one problem.
+
+Its 185 subsets share the names of columns, but not their order, nor that of the fields inside, nor whether there are
+ratings: everything is taken by name.  Names of subsets hold brackets and plus signs, and are never patterns.
+"""
+
+import json
+import random
+import re
+from collections.abc import Iterator
+from itertools import chain, islice
+from pathlib import Path
+
+from data import DataError, Query, open_picture
+
+RATINGS = ("relevance", "image_correspondence", "visual_dependency", "formatting")
+# `facts` is no column of FineVision: the built-in world's sample tells there, one JSON text a turn, what its exact
+# verifier has to know.
+COLUMNS = ("images", "texts", "facts", *(f"{axis}_ratings" for axis in RATINGS))
+PLACEHOLDER = re.compile(r"<\|?(?:image|img)[ _]?(?:pad|\d+)?\|?>|\[(?:image|img)(?:[ _]\d+)?\]", re.IGNORECASE)
+
+
+def finevision_turns(source: str, seed: int = 0, limit: int | None = None,
+                     revision: str | None = None) -> Iterator[tuple[str, dict]]:
+    """-> ("subset/file:row", turn), pictures still encoded.  A turn that cannot be read has "bad": why.
+
+    source     folder or file of one subset, folder of subsets, FOLDER:subset,subset or hub/name:subset,subset
+    limit      rows of each subset, taken from its files in an order drawn from `seed`
+    """
+    for subset, where, row in rows_of(source, seed, limit, revision):
+        texts = row.get("texts")
+        if "bad" in row or not isinstance(texts, list) or not texts:
+            yield where, {"id": where, "subset": subset, "bad": row.get("bad", "no texts")}
+            continue
+        images = [image.get("bytes") if isinstance(image, dict) else None for image in row.get("images") or []]
+        for i, text in enumerate(texts):
+            def of_turn(column):
+                values = row.get(column)
+                return values[i] if isinstance(values, list) and i < len(values) else None
+
+            user, assistant = ((text or {}).get(name) or "" for name in ("user", "assistant"))
+            ratings = {axis: of_turn(f"{axis}_ratings") for axis in RATINGS}
+            yield where, {"id": f"{where}/{i}", "subset": subset, "turn": i, "user": user, "assistant": assistant,
+                          "images": images, "ratings": {axis: r for axis, r in ratings.items() if r is not None},
+                          "facts": json.loads(of_turn("facts") or "{}")}
+
+
+def rows_of(source: str, seed: int, limit: int | None, revision: str | None) -> Iterator[tuple[str, str, dict]]:
+    """-> (subset, "subset/file:row", row)."""
+    name, _, subsets = (source, "", "") if Path(source).exists() else source.rpartition(":")
+    place, subsets = Path(name or source), [subset for subset in subsets.split(",") if subset]
+    if subsets and not place.exists():
+        yield from hub_rows(name, subsets, seed, limit, revision)
+        return
+    if place.is_file() or not subsets and any(place.glob("*.parquet")):
+        folders = [place]
+    else:
+        folders = [place / subset for subset in subsets] or sorted(f for f in place.glob("*") if any(f.glob("*.parquet")))
+    files = {f: [f] if f.is_file() else sorted(f.glob("*.parquet")) for f in folders}
+    missing = next((f for f in folders if not files[f]), None if folders else place)
+    if missing:
+        raise DataError(f"no parquet files in {missing}")
+    for folder in folders:
+        if limit:
+            random.Random(f"{seed}-{folder.name}").shuffle(files[folder])
+        subset = folder.name.removesuffix(".parquet")
+        for where, row in islice(chain.from_iterable(map(parquet_rows, files[folder])), limit):
+            yield subset, f"{subset}/{where}", row
+
+
+def parquet_rows(file: Path) -> Iterator[tuple[str, dict]]:
+    """-> ("file:row", row), a few rows at a time in memory.  What cannot be read is one bad row."""
+    try:
+        import pyarrow
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise DataError(f"{file}: reading parquet files needs: pip install pyarrow") from None
+    number = 0
+    try:
+        with ParquetFile(file, pre_buffer=False) as parquet:
+            present = [name for name in COLUMNS if name in parquet.schema_arrow.names]
+            if "texts" not in present:
+                yield f"{file.name}:0", {"bad": "the file has no column texts"}
+                return
+            for batch in parquet.iter_batches(batch_size=16, columns=present):
+                for row in batch.to_pylist():
+                    yield f"{file.name}:{number}", row
+                    number += 1
+    except (pyarrow.ArrowException, OSError) as error:
+        yield f"{file.name}:{number}", {"bad": f"the file cannot be read ({first_words(error)})"}
+
+
+def hub_rows(name: str, subsets: list[str], seed: int, limit: int | None, revision: str | None):
+    """The same by streaming.  With a limit the files are shuffled; rows stay in the order of their file."""
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(f"{name}: reading a data set by its id needs: pip install datasets") from None
+    for subset in subsets:
+        try:
+            rows = datasets.load_dataset(name, subset, split="train", streaming=True, revision=revision).decode(False)
+            rows = rows.shuffle(seed=seed, buffer_size=1).take(limit) if limit else rows
+            for number, row in enumerate(rows):
+                yield subset, f"{subset}:{number}", row
+        except (OSError, ValueError, RuntimeError) as error:
+            raise DataError(f"{name}:{subset} cannot be read: {first_words(error)}") from None
+
+
+def first_words(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def query_of_turn(turn: dict) -> Query:
+    """A turn as it is: the question without image placeholders, the answer as the assistant's text gives it."""
+    from answers import final_span
+
+    if "bad" in turn:
+        raise DataError(turn["bad"])
+    if not all(isinstance(image, bytes) for image in turn["images"]):
+        raise DataError("a picture is not in the file")
+    for image in turn["images"]:
+        open_picture(image).close()
+    question, solution = PLACEHOLDER.sub("", turn["user"]).strip(), turn["assistant"].strip()
+    answer = final_span(solution)
+    for name, value in (("question", question), ("text of the assistant", solution), ("final answer", answer)):
+        if not value:
+            raise DataError(f"no {name}")
+    return Query(turn["id"], turn["images"], question, solution, answer, turn["subset"], turn["facts"])
