@@ -17,7 +17,7 @@ keep engine and trainer on the same input:
     python data.py build OUT ...     makes such a file from FineVision by the paper's recipe (build.py)
 
 DATA is a JSONL file, a folder of parquet files in the shape of FineVision (one subset, or a folder for each), or
-`hub/name:config,config` of the same shape, which is streamed with the `datasets` library.
+`hub/name:subset,subset` of the same shape, which is streamed with the `datasets` library.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 
 class DataError(ValueError):
@@ -75,7 +75,7 @@ REPORTED = 10                                      # bad rows that are named; th
 
 
 def load_queries(source: str | Path) -> list[Query]:
-    """All queries of a JSONL file, of parquet files in the shape of FineVision, or of a `datasets` id `hub/name:config`.
+    """All queries of a JSONL file, or of FineVision-like parquet files, or of a `datasets` id `hub/name:subset`.
 
     A row that cannot be used is skipped, counted and reported on stderr, never fatal; no usable row at all is.  Of a
     picture only the header is read: a file of 30,000 would take minutes else.  Pictures in parquet stay in memory as

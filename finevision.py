@@ -47,25 +47,38 @@ def finevision_turns(source: str, seed: int = 0, limit: int | None = None,
 
 def rows_of(source: str, seed: int, limit: int | None, revision: str | None) -> Iterator[tuple[str, str, dict]]:
     """-> (subset, "subset/file:row", row)."""
-    name, _, subsets = (source, "", "") if Path(source).exists() else source.rpartition(":")
-    place, subsets = Path(name or source), [subset for subset in subsets.split(",") if subset]
-    if subsets and not place.exists():
-        yield from hub_rows(name, subsets, seed, limit, revision)
-        return
-    if place.is_file() or not subsets and any(place.glob("*.parquet")):
-        folders = [place]
-    else:
-        folders = [place / subset for subset in subsets] or sorted(f for f in place.glob("*") if any(f.glob("*.parquet")))
-    files = {f: [f] if f.is_file() else sorted(f.glob("*.parquet")) for f in folders}
-    missing = next((f for f in folders if not files[f]), None if folders else place)
-    if missing:
-        raise DataError(f"no parquet files in {missing}")
-    for folder in folders:
+    files = files_of(source)
+    if not files:
+        yield from hub_rows(source.rpartition(":")[0], subsets_of(source), seed, limit, revision)
+    for subset, paths in files.items():
         if limit:
-            random.Random(f"{seed}-{folder.name}").shuffle(files[folder])
-        subset = folder.name.removesuffix(".parquet")
-        for where, row in islice(chain.from_iterable(map(parquet_rows, files[folder])), limit):
+            random.Random(f"{seed}-{subset}").shuffle(paths)
+        for where, row in islice(chain.from_iterable(map(parquet_rows, paths)), limit):
             yield subset, f"{subset}/{where}", row
+
+
+def subsets_of(source: str) -> list[str]:
+    return [] if Path(source).exists() else [name for name in source.rpartition(":")[2].split(",") if name]
+
+
+def files_of(source: str) -> dict[str, list[Path]]:
+    """Subset -> its parquet files; nothing for a data set of the hub."""
+    subsets = subsets_of(source)
+    place = Path(source.rpartition(":")[0] if subsets else source)
+    if not place.exists():
+        if subsets and re.fullmatch(r"[\w.-]+/[\w.-]+", str(place)):
+            return {}
+        raise DataError(f"data not found: {source}")
+    alone = place.is_file() or not subsets and any(place.glob("*.parquet"))
+    folders = [place] if alone else [place / subset for subset in subsets] or sorted(place.glob("*"))
+    files = {f.name.removesuffix(".parquet"): [f] if f.is_file() else sorted(f.glob("*.parquet"))
+             for f in folders if alone or not f.is_file()}
+    if not subsets:
+        files = {subset: paths for subset, paths in files.items() if paths}
+    missing = next((subset for subset, paths in files.items() if not paths), None if files else "it")
+    if missing:
+        raise DataError(f"no parquet files in {place}" + (f"/{missing}" if subsets else ""))
+    return files
 
 
 def parquet_rows(file: Path) -> Iterator[tuple[str, dict]]:

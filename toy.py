@@ -197,28 +197,26 @@ def finevision_sample(folder: Path, size: int = 24) -> None:
     `size`: sound rows of each subset.  Only the column `facts` is ours: it is for the exact verifier.
     """
     def conversation(queries: list[Query], texts: list[tuple[str, str]], **more) -> dict:
-        return {"images": [{"bytes": queries[0].images[0], "path": None}], "facts": [json.dumps(q.facts) for q in queries],
+        return {"images": [{"bytes": queries[0].images[0], "path": None}],
+                "facts": [json.dumps(query.facts) for query in queries],
                 "texts": [{"user": user, "assistant": assistant} for user, assistant in texts], **more}
 
     # Worked solutions, two turns for every third picture, ratings.
     rows = []
     for i in range(size):
-        queries = [make_query(("hard", "ordinary")[i % 2], i, "sample", "canonical")]
-        if i % 3 == 0:
-            rng = random.Random(f"sample-ordinary-{i}")
-            scene, problem = (draw_problem("ordinary", rng).scene, draw_problem("ordinary", random.Random(i)))
-            problem.scene = scene if i % 2 else draw_problem("hard", random.Random(f"sample-hard-{i}")).scene
-            facts = problem.facts(HIDDEN)
-            queries.append(Query("", [], problem.question, solve(facts), facts["answer"], facts=facts))
+        rng = random.Random(f"sample-worked-{i}")
+        problems = [draw_problem(family, rng) for family in (("hard", "ordinary")[i % 2], "ordinary")[:1 + (i % 3 == 0)]]
+        image = render(problems[0].scene, rng)
+        for problem in problems:
+            problem.scene = problems[0].scene
+        queries = [Query("", [image], p.question, solve(p.facts(HIDDEN)), "", facts=p.facts(HIDDEN)) for p in problems]
         rows.append(conversation(queries, [(f"<image>\n{q.question}", q.solution) for q in queries],
                                  ratings=[5] * len(queries)))
     rows[1]["ratings"] = [2]
-    copy = conversation([make_query("ordinary", 3, "sample", "canonical")], [("?", "?")]) | {
-        key: rows[3][key] for key in ("texts", "facts", "ratings")}
     with Image.open(io.BytesIO(rows[3]["images"][0]["bytes"])) as picture:      # the same picture in another file
         file = io.BytesIO()
         picture.resize((120, 120)).save(file, "JPEG", quality=80)
-    rows.append(copy | {"images": [{"bytes": file.getvalue(), "path": "copy.jpg"}]})
+    rows.append(rows[3] | {"images": [{"bytes": file.getvalue(), "path": "copy.jpg"}]})
     write_subset(folder / "toy_worked", rows)
 
     # Options to choose from, in the words of two families of sources; no ratings; assistant before user.
