@@ -206,7 +206,7 @@ def references(args) -> Callable:
         key = (args.seed, "references")
         for row, texts, verdicts, why in written_and_judged(short, teacher, verifier, key, args) if teacher else ():
             good = sorted((text for text, v in zip(texts, verdicts) if v and v.correct and is_worked(text, args)
-                           and not fault(text, row["answer"])), key=lambda text: (len(text), text))
+                           and not fault(text, row)), key=lambda text: (len(text), text))
             reasons[row["id"]] = "" if good else why or "no verified solution of the teacher"
             if good:
                 row["solution"], row["solution_kind"] = plain_text(good[(len(good) - 1) // 2]), "generated"

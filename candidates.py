@@ -18,7 +18,7 @@ from collections import Counter
 
 from PIL import Image
 
-from answers import final_span, kind_of, letter, normal, number
+from answers import final_span, kind_of, letter, matches, normal, number
 from data import DataError, read_picture
 from duplicates import perceptual_hash
 from finevision import PLACEHOLDER
@@ -49,12 +49,13 @@ def whole(row: dict, args) -> str:
 
 
 # What the sources add to a question to say how to answer it.
+BEGIN = r"(?:^|(?<=[.?!:;)])) ?"                      # of a sentence
 ADDED = re.compile("|".join([
-    r"hint:[^\n]*?(?:at the end\.?|$)",
-    r"[^\n.?!]*\b(?:perform|conduct) reasoning\b[^\n]*$",
-    r"(?:please )?(?:answer|respond|reply)\b[^\n.?!:]*\b(?:with|using|in)\b[^\n.?!:]*"
+    r"hint: ?please[^\n]*?(?:at the end\.?|$)",
+    r"[^\n.?!]*\b(?:perform|conduct) reasoning\b[^\n]*?(?:\bxxx\.?|(?=\bquestion ?:)|$)",
+    BEGIN + r"(?:please )?(?:answer|respond|reply)\b[^\n.?!:]*\b(?:with|using|in)\b[^\n.?!:]*"
     r"\b(?:letters?|words?|phrase|choices|sentence|number)\b[^\n.?!:]*[.!]?",
-    r"(?:please )?(?:select|choose|pick|provide|give) (?:the|a|your) (?:correct|right|best|final|short|brief) "
+    BEGIN + r"(?:please )?(?:select|choose|pick|provide|give) (?:the|a|your) (?:correct|right|best|final|short|brief) "
     r"(?:answer|option|choice|value)\b[^\n?!:]*[.:]?"]), re.IGNORECASE | re.MULTILINE)
 LABEL = re.compile(r"(?:^|(?<=[\s;,:]))(?:\(([A-J])\)|([A-J])[.:)])\s*", re.MULTILINE)
 
@@ -80,7 +81,7 @@ def split_choices(text: str) -> tuple[str, dict[str, str] | None]:
 
 def clean_question(text: str) -> tuple[str, dict[str, str] | None]:
     """Without placeholders, answer formats and "Question:"; options apart; special tokens defused."""
-    text = ADDED.sub(" ", PLACEHOLDER.sub(" ", text))
+    text = ADDED.sub(" ", re.sub(r"[ \t]+", " ", PLACEHOLDER.sub(" ", text)))
     text = re.sub(r"^\s*question\s*:\s*", "", text, flags=re.IGNORECASE | re.MULTILINE)
     text = re.sub(r"[ \t]+", " ", plain_text(text)).strip()
     return split_choices(re.sub(r" ?\n\s*", "\n", text))
@@ -116,6 +117,8 @@ def last_named(text: str, choices: dict[str, str]) -> str | None:
     if all(re.fullmatch(r"-?[\d.,]+ ?[^\d\\/^√π]*", normal(option)) for option in choices.values()):
         last = ([None] + re.findall(r"-?\d+(?:,\d{3})*(?:\.\d+)?", body))[-1]
         return next((name for name, option in choices.items() if last and number(last) == number(option)), None)
+    if min(map(len, choices.values())) < 3:          # such texts are found everywhere
+        return None
     ends = {name: (body.casefold().rfind(option.casefold()) + len(option), len(option))
             for name, option in choices.items() if option.casefold() in body.casefold()}
     return max(ends, key=ends.get) if ends else None
@@ -131,9 +134,9 @@ REFUSAL = re.compile(r"\bI(?: am|'m) (?:sorry|unable)|\bI can(?:no|')t (?:answer
                      re.IGNORECASE)
 
 
-def fault(text: str, answer: str) -> str:
+def fault(text: str, row: dict) -> str:
     """Why a text cannot be a reference solution, or ""."""
-    words = text.split()
+    words, span, end = text.split(), final_span(text), text[-max(80, len(text) // 5):]
     grams = Counter(tuple(words[i:i + 50]) for i in range(len(words) - 49))
     for bad, why in [
         (re.search(r"https?://|www\.", text), "solution has a link"),
@@ -141,8 +144,9 @@ def fault(text: str, answer: str) -> str:
         (len(words) > LONGEST_SOLUTION, "solution is too long"),
         (max(grams.values(), default=0) > 2, "solution repeats itself"),
         (sum(c.isalpha() and c > "\u024f" for c in text) > len(text) / 10, "solution is in another script"),
-        (normal(answer) not in text[-max(80, len(text) // 5):].lower().replace(",", "")
-         and answer not in text[-max(80, len(text) // 5):], "solution does not end with the answer"),
+        (span in text and span not in end, "solution does not end with the answer"),
+        # A text can be put in other words: that is for the judge.
+        (row["answer_type"] != "text" and not matches(text, row["answer"], row["choices"]), "solution has no answer"),
     ]:
         if bad:
             return why
@@ -158,7 +162,7 @@ def is_worked(text: str, args) -> bool:
 def solution(row: dict, args) -> str:
     row["solution"] = plain_text(row["solution"]).strip()
     row["solution_kind"] = "native" if is_worked(row["solution"], args) else "answer_only"
-    return fault(row["solution"], row["answer"])
+    return fault(row["solution"], row)
 
 
 def picture(row: dict, args) -> str:
@@ -174,7 +178,8 @@ def picture(row: dict, args) -> str:
     if min(rgb.size) < SMALLEST_SIDE:
         return f"picture is smaller than {SMALLEST_SIDE}"
     with Image.open(io.BytesIO(data)) as file:
-        same = file.format == "JPEG" and file.mode == "RGB" and max(rgb.size) <= LONGEST_SIDE and not file.getexif()
+        upright = file.getexif().get(0x0112, 1) == 1
+        same = file.format == "JPEG" and file.mode == "RGB" and upright and max(rgb.size) <= LONGEST_SIDE
     if max(rgb.size) > LONGEST_SIDE:
         rgb.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
         if min(rgb.size) < SMALLEST_SIDE:

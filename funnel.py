@@ -52,8 +52,8 @@ def samples_page(out: Path, table: list[list], reasons: list[tuple], page: dict)
         note = f"{kind} solution, solved {row['solved']} times; {row['licence']}" if kind and "why" not in row else ""
         return ('<div class="row">' + "".join(f'<img src="{thumbnail(out / image)}">' for image in row["images"])
                 + (f'<div class="why">{cell(row["why"])}</div>' if "why" in row else "")
-                + f"<pre>{cell(row['question'])}</pre><pre><small>solution</small> {cell(row['solution'])}</pre>"
-                + f"<pre><small>answer</small> <b>{cell(row['answer'])}</b></pre>"
+                + "".join(f"<pre><small>{name}</small> {cell(row[name])}</pre>"
+                          for name in ("question", "solution", "answer") if row[name])
                 + f"<small>{cell(row['id'])}<br>{cell(note)}</small></div>")
 
     def cards(place: tuple) -> str:

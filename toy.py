@@ -205,7 +205,8 @@ def finevision_sample(folder: Path, size: int = 24) -> None:
     rows = []
     for i in range(size):
         rng = random.Random(f"sample-worked-{i}")
-        problems = [draw_problem(family, rng) for family in (("hard", "ordinary")[i % 2], "ordinary")[:1 + (i % 3 == 0)]]
+        families = (("hard", "ordinary")[i % 2], "ordinary")[:2 if i % 3 == 0 else 1]
+        problems = [draw_problem(family, rng) for family in families]
         image = render(problems[0].scene, rng)
         for problem in problems:
             problem.scene = problems[0].scene
