@@ -81,10 +81,11 @@ def load_queries(source: str | Path) -> list[Query]:
     picture only the header is read: a file of 30,000 would take minutes else.  Pictures in parquet stay in memory as
     encoded files; `python data.py build` writes larger sets to JSONL.
     """
-    from finevision import finevision_turns, query_of_turn
-
     path = Path(source)
     shape_of_finevision = path.is_dir() or path.suffix == ".parquet" or (":" in str(source) and not path.exists())
+    if shape_of_finevision:
+        from finevision import finevision_turns, query_of_turn
+
     queries, seen, bad = [], set(), []
     for where, row in finevision_turns(str(source)) if shape_of_finevision else json_lines(path):
         try:

@@ -71,8 +71,8 @@ def test_every_turn_is_either_kept_or_dropped_with_a_reason(sample, built):
     assert lines["all"][0] == turns.total() and lines["all"][-1] == len(kept)
     assert all(a >= b for line in lines.values() for a, b in zip(line, line[1:]))
     reasons = {(row["stage"], row["why"]) for row in dropped}
-    assert {("whole", "several pictures"), ("whole", "no picture"), ("whole", "no texts"), ("answer", "no final answer"),
-            ("rating", "relevance below 4"), ("picture", "picture cannot be read"),
+    assert {("whole", "several pictures"), ("whole", "no picture"), ("whole", "no texts"),
+            ("answer", "no final answer"), ("rating", "relevance below 4"), ("picture", "picture cannot be read"),
             ("picture", "picture is not in the file"), ("unique", "same question and picture as another"),
             ("answers", "solved 2 of 2 times")} <= reasons
 
@@ -161,7 +161,7 @@ def test_bad_arguments_are_one_line(sample, tmp_path, capsys, changed, named):
 
 
 def test_servers_write_and_judge(sample, tmp_path, monkeypatch):
-    """The policy is an engine, the judge a server that knows nothing but picture and text; a dead one ends the build."""
+    """Policy and judge behind URLs: seeds and temperature go out, the judge is told the answer, verdicts are counted."""
     asked = []
     monkeypatch.setattr(build.Writer, "check", lambda self: setattr(self, "model", "m"))
     monkeypatch.setattr(build.OpenAIChat, "check", lambda self: setattr(self, "model", "m"))
@@ -193,8 +193,8 @@ def test_servers_write_and_judge(sample, tmp_path, monkeypatch):
 CLEANED = [
     ("<image>\nWhat is shown?", "What is shown?", None),
     ("What is in [image] and <image_1>?", "What is in and ?", None),
-    ("Hint: Please answer the question and provide the correct option letter, e.g., A, B, C, D, at the end.\n"
-     "Question: Find x.\nChoices:\n(A) 20\n(B) 30", "Find x.", {"A": "20", "B": "30"}),
+    ("Hint: Please answer the question and provide the correct option letter, e.g., A, B, C, D, at the end."
+     "\nQuestion: Find x.\nChoices:\n(A) 20\n(B) 30", "Find x.", {"A": "20", "B": "30"}),
     ("First perform reasoning, then finally select the question from the choices in the following format: "
      "Answer: xxx.\nQuestion:Find x.\nChoices:\nA:20\nB: 30°\nC: none", "Find x.", {"A": "20", "B": "30°", "C": "none"}),
     ("According to the question shown in the image, please first conduct reasoning, and then answer the question and "
