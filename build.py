@@ -36,7 +36,7 @@ from tqdm import tqdm
 from answers import normal
 from candidates import STEPS, clean_question, dropped, fault, is_worked, read
 from data import DataError, Query
-from duplicates import Near, benchmark_index, grams, number_of
+from duplicates import Near, benchmark_files, benchmark_index, grams, number_of
 from finevision import files_of, finevision_turns
 from funnel import funnel, markdown, samples_page
 from judge import OpenAIChat, Transient, wire
@@ -324,8 +324,8 @@ def settings_of(args) -> dict:
             settings[name] = f"server of {chat.model}"
     settings["benchmarks"] = str(args.benchmarks or "")
     for name, files in (("inputs", [file for files in files_of(args.finevision).values() for file in files]),
-                        ("benchmark_inputs", args.benchmarks.rglob("*") if args.benchmarks else ())):
-        settings[name] = {str(file): file.stat().st_size for file in sorted(files) if file.is_file()}
+                        ("benchmark_inputs", benchmark_files(args.benchmarks) if args.benchmarks else [])):
+        settings[name] = {str(file): file.stat().st_size for file in files}
     return settings
 
 

@@ -54,11 +54,15 @@ def grams(text: str) -> set[int]:
     return {number_of(" ".join(words[i:i + 8])) for i in range(len(words) - 7)}
 
 
-def benchmark_rows(folder: Path) -> Iterator[tuple[Path, dict]]:
+def benchmark_files(folder: Path) -> list[Path]:
     files = sorted(f for f in folder.rglob("*") if f.suffix in (".parquet", ".jsonl"))
     if not files:
         raise DataError(f"no parquet or JSONL files of benchmarks in {folder}")
-    for file in files:
+    return files
+
+
+def benchmark_rows(folder: Path) -> Iterator[tuple[Path, dict]]:
+    for file in benchmark_files(folder):
         try:
             if file.suffix == ".jsonl":
                 with open(file, encoding="utf-8") as lines:
@@ -77,6 +81,8 @@ def benchmark_index(folder: Path, distance: int, clean: Callable) -> tuple[Near,
     picture is bytes, {bytes, path}, a path beside the file, base64, or a list of them."""
     near, known, counts = Near(distance), set(), Counter()
     for file, row in benchmark_rows(folder):
+        if not isinstance(row, dict):
+            raise DataError(f"benchmark {file}: a row must be an object")
         counts["rows"] += 1
         values = next((row[name] for name in ("decoded_image", "image", "images", "bytes", "image_path")
                        if row.get(name)), [])
@@ -86,7 +92,7 @@ def benchmark_index(folder: Path, distance: int, clean: Callable) -> tuple[Near,
                 is_path = len(value) < 500 and (file.parent / value).is_file()
                 value = str(file.parent / value) if is_path else from_base64(value)
             try:
-                near.add(perceptual_hash(read_picture(value or b"")))
+                near.add(perceptual_hash(read_picture(value if isinstance(value, str | bytes) else b"")))
                 counts["pictures"] += 1
             except DataError:
                 counts["pictures that cannot be read"] += 1

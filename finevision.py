@@ -32,6 +32,9 @@ def finevision_turns(source: str, seed: int = 0, limit: int | None = None,
         if "bad" in row or not isinstance(texts, list) or not texts:
             yield where, {"id": where, "subset": subset, "bad": row.get("bad", "no texts")}
             continue
+        if not all(isinstance(text, dict | None) for text in texts):
+            yield where, {"id": where, "subset": subset, "bad": "texts are not pairs of user and assistant"}
+            continue
         images = [image.get("bytes") if isinstance(image, dict) else None for image in row.get("images") or []]
         for i, text in enumerate(texts):
             def of_turn(column):
@@ -39,10 +42,11 @@ def finevision_turns(source: str, seed: int = 0, limit: int | None = None,
                 return values[i] if isinstance(values, list) and i < len(values) else None
 
             user, assistant = ((text or {}).get(name) or "" for name in ("user", "assistant"))
+            facts = of_turn("facts")
             ratings = {axis: of_turn(f"{axis}_ratings") for axis in RATINGS}
             yield where, {"id": f"{where}/{i}", "subset": subset, "turn": i, "user": user, "assistant": assistant,
                           "images": images, "ratings": {axis: r for axis, r in ratings.items() if r is not None},
-                          "facts": json.loads(of_turn("facts") or "{}")}
+                          "facts": json.loads(facts) if facts else {}}
 
 
 def rows_of(source: str, seed: int, limit: int | None, revision: str | None) -> Iterator[tuple[str, str, dict]]:

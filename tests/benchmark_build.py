@@ -42,7 +42,7 @@ def make(folder: Path, rows: int) -> None:
             file = io.BytesIO()
             picture.save(file, "JPEG" if i % 2 else "PNG")
             text = " ".join(rng.choice("the angle of a side plus 3 equals radius , so".split()) for _ in range(100))
-            user = f"<image>Hint: Please answer the question.\nQuestion: What is number {i} of {rng.random()} ?\nChoices:"
+            user = f"<image>Hint: Please answer it.\nQuestion: What is number {i} of {rng.random()} ?\nChoices:"
             made.append({"images": [{"bytes": file.getvalue(), "path": None}], "facts": [], "ratings": [5],
                          "texts": [{"user": f"{user}\n(A) 12 m\n(B) 30 m",
                                     "assistant": f"{text}. It is 30 m. The answer is B."}]})

@@ -160,8 +160,23 @@ def test_bad_arguments_are_one_line(sample, tmp_path, capsys, changed, named):
     assert line.startswith("error: ") and named in line, line
 
 
+def test_limit_is_rows_of_each_subset_and_the_seed_chooses_files(tmp_path, picture):
+    for part in range(6):
+        toy.write_subset(tmp_path / "x", [{"images": [{"bytes": picture(40, 40), "path": None}], "facts": ["{}"],
+                                           "texts": [{"user": f"{part}-{i}", "assistant": "1"}]} for i in range(3)])
+        (tmp_path / "x" / "train-00000-of-00001.parquet").rename(tmp_path / "x" / f"train-{part}.parquet")
+
+    def read_(*more) -> list[str]:
+        return [turn["user"] for _, turn in finevision_turns(str(tmp_path / "x"), *more)]
+
+    assert read_() == [f"{part}-{i}" for part in range(6) for i in range(3)]
+    first = read_(0, 4)
+    assert len(first) == 4 and first == read_(0, 4) and first[:3] == [f"{first[0][0]}-{i}" for i in range(3)]
+    assert len({tuple(read_(seed, 4)) for seed in range(9)}) > 3
+
+
 def test_servers_write_and_judge(sample, tmp_path, monkeypatch):
-    """Policy and judge behind URLs: seeds and temperature go out, the judge is told the answer, verdicts are counted."""
+    """Policy and judge behind URLs: seeds and temperature go out, the judge is told the answer, verdicts count."""
     asked = []
     monkeypatch.setattr(build.Writer, "check", lambda self: setattr(self, "model", "m"))
     monkeypatch.setattr(build.OpenAIChat, "check", lambda self: setattr(self, "model", "m"))
@@ -196,7 +211,8 @@ CLEANED = [
     ("Hint: Please answer the question and provide the correct option letter, e.g., A, B, C, D, at the end."
      "\nQuestion: Find x.\nChoices:\n(A) 20\n(B) 30", "Find x.", {"A": "20", "B": "30"}),
     ("First perform reasoning, then finally select the question from the choices in the following format: "
-     "Answer: xxx.\nQuestion:Find x.\nChoices:\nA:20\nB: 30°\nC: none", "Find x.", {"A": "20", "B": "30°", "C": "none"}),
+     "Answer: xxx.\nQuestion:Find x.\nChoices:\nA:20\nB: 30°\nC: none", "Find x.",
+     {"A": "20", "B": "30°", "C": "none"}),
     ("According to the question shown in the image, please first conduct reasoning, and then answer the question and "
      "provide the final value, e.g., The answer is xxx\nQuestion: How long is AB?", "How long is AB?", None),
     ("Which?\nA. red\nB. blue\nAnswer with the option's letter from the given choices directly.", "Which?",
