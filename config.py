@@ -39,8 +39,9 @@ class Config:
 
     method: Literal["contextrl", "grpo", "dapo", "sft"] = setting("contextrl", "what to train with")
     model: str = setting("assets/toy", "start policy: Hugging Face checkpoint folder or hub id")
-    data: str = setting("toy", "training queries: a JSONL file, or 'toy' for the built-in world")
-    eval_data: str = setting("", "held-out queries: a JSONL file; empty: the built-in world's, or none")
+    data: str = setting("toy", "training queries: a JSONL file, a folder or data set id in the shape of FineVision "
+                              "(data.py), or 'toy' for the built-in world")
+    eval_data: str = setting("", "held-out queries, as --data; empty: the built-in world's, or none")
     verifier: str = setting("toy", "who judges: 'toy' (the built-in world's exact verifier), one or more URLs of "
                                    "OpenAI-compatible servers (commas between), or a model to run in process")
     judge_model: str = setting("", "name of the model at the URL; empty: the one that is served")

@@ -13,20 +13,26 @@ keep engine and trainer on the same input:
 * the placeholder of an image is expanded to one id per image token here, so ids are final;
 * ids of a response are never decoded and encoded again: a retry prompt is made by concatenating ids.
 
-    python data.py FILE.jsonl        checks a file and prints what is in it
+    python data.py DATA              reads all of it, pictures too, and says what is in it and what is wrong with it
+    python data.py build OUT ...     makes such a file from FineVision by the paper's recipe (build.py)
+
+DATA is a JSONL file, a folder of parquet files in the shape of FineVision (one subset, or a folder for each), or
+`hub/name:subset,subset` of the same shape, which is streamed with the `datasets` library.
 """
 
 import hashlib
 import io
 import json
+import os
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 
 class DataError(ValueError):
@@ -63,54 +69,102 @@ class Prompt:
 # ------------------------------------------------------------------------------------------------- data files
 
 REQUIRED = ("id", "question", "solution", "answer")
+# What Pillow raises on files that are no pictures, or only half of one.
+PICTURE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+REPORTED = 10                                      # bad rows that are named; the others are counted
 
 
-def load_queries(path: str | Path) -> list[Query]:
-    """Reads a JSONL file; the first bad row raises DataError naming file and line."""
-    path = Path(path)
+def load_queries(source: str | Path) -> list[Query]:
+    """All queries of a JSONL file, or of FineVision-like parquet files, or of a `datasets` id `hub/name:subset`.
+
+    A row that cannot be used is skipped, counted and reported on stderr, never fatal; no usable row at all is.  Of a
+    picture only the header is read: a file of 30,000 would take minutes else.  Pictures in parquet stay in memory as
+    encoded files; `python data.py build` writes larger sets to JSONL.
+    """
+    path = Path(source)
+    shape_of_finevision = path.is_dir() or path.suffix == ".parquet" or (":" in str(source) and not path.exists())
+    if shape_of_finevision:
+        from finevision import finevision_turns, query_of_turn
+
+    queries, seen, bad = [], set(), []
+    for where, row in finevision_turns(str(source)) if shape_of_finevision else json_lines(path):
+        try:
+            query = query_of_turn(row) if shape_of_finevision else query_of_line(row, path.parent)
+            if query.id in seen:
+                raise DataError(f"id '{query.id}' appears twice")
+        except DataError as error:
+            bad.append(f"{where}: {error}")
+            continue
+        seen.add(query.id)
+        queries.append(query)
+    if not queries:
+        raise DataError(f"no usable row in {source}: all {len(bad)} are bad, the first: {bad[0]}" if bad
+                        else f"data file is empty: {source}")
+    if bad and os.environ.get("RANK", "0") == "0":
+        lines = [f"skipped {problem}" for problem in bad[:REPORTED]]
+        print(*lines, f"{len(bad)} bad rows skipped, {len(queries)} read from {source}", sep="\n", file=sys.stderr)
+    return queries
+
+
+def json_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """-> ("file:line", text) of every line that is not blank."""
     if not path.is_file():
         raise DataError(f"data file not found: {path}")
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")       # splitlines() would also split inside a text
+        with open(path, encoding="utf-8", newline="\n") as file:          # a line ends at \n and nowhere else
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield f"{path}:{number}", line
     except UnicodeDecodeError:
         raise DataError(f"{path}: not a UTF-8 text file") from None
-    queries, seen = [], set()
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
+
+
+def query_of_line(line: str, folder: Path) -> Query:
+    """One row of JSONL; image paths are relative to `folder`."""
+    try:
+        row = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise DataError(f"not a JSON object ({getattr(error, 'msg', 'too deep')})") from None
+    if not isinstance(row, dict):
+        raise DataError("a row must be a JSON object")
+    unknown = set(row) - set(Query.__dataclass_fields__)
+    if unknown:
+        raise DataError(f"unknown field(s) {', '.join(sorted(unknown))}")
+    for name in REQUIRED:
+        if not isinstance(row.get(name), str) or not row[name].strip():
+            raise DataError(f"field '{name}' is missing or empty")
+    for name, kind in (("family", str), ("facts", dict)):
+        if not isinstance(row.get(name, kind()), kind):
+            raise DataError(f"field '{name}' must be a {kind.__name__}")
+    images = row.get("images", [])
+    if not isinstance(images, list) or not all(isinstance(i, str) for i in images):
+        raise DataError("'images' must be a list of paths")
+    row["images"] = [str(folder / image) for image in images]
+    for image in row["images"]:
+        open_picture(image).close()
+    return Query(**row)
+
+
+def open_picture(image: str | bytes) -> Image.Image:
+    """Reads the header; pixels are decoded later, and may turn out to be broken then."""
+    try:
+        return Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)
+    except PICTURE_ERRORS as error:
+        raise unreadable(image, error) from None
+
+
+def read_picture(image: str | bytes) -> Image.Image:
+    """All of a picture, in RGB."""
+    with open_picture(image) as picture:
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{where}: not a JSON object ({error.msg})") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{where}: a row must be a JSON object")
-        unknown = set(row) - set(Query.__dataclass_fields__)
-        if unknown:
-            raise DataError(f"{where}: unknown field(s) {', '.join(sorted(unknown))}")
-        for name in REQUIRED:
-            if not isinstance(row.get(name), str) or not row[name].strip():
-                raise DataError(f"{where}: field '{name}' is missing or empty")
-        for name, kind in (("family", str), ("facts", dict)):
-            if not isinstance(row.get(name, kind()), kind):
-                raise DataError(f"{where}: field '{name}' must be a {kind.__name__}")
-        if row["id"] in seen:
-            raise DataError(f"{where}: id '{row['id']}' appears twice")
-        seen.add(row["id"])
-        images = row.get("images", [])
-        if not isinstance(images, list) or not all(isinstance(i, str) for i in images):
-            raise DataError(f"{where}: 'images' must be a list of paths")
-        row["images"] = [str(path.parent / image) for image in images]
-        for image in row["images"]:
-            try:
-                with Image.open(image) as picture:
-                    picture.load()
-            except (OSError, SyntaxError, UnidentifiedImageError) as error:
-                raise DataError(f"{where}: cannot read image {image} ({type(error).__name__})") from None
-        queries.append(Query(**row))
-    if not queries:
-        raise DataError(f"data file is empty: {path}")
-    return queries
+            return as_seen(picture)
+        except PICTURE_ERRORS as error:
+            raise unreadable(image, error) from None
+
+
+def unreadable(image: str | bytes, error: Exception) -> DataError:
+    name = f"of {len(image)} bytes" if isinstance(image, bytes) else image
+    return DataError(f"cannot read image {name} ({type(error).__name__})")
 
 
 def save_queries(queries: list[Query], path: str | Path) -> None:
@@ -200,9 +254,7 @@ class Processor:
         of its own gets this picture, because no two libraries resize alike.  info["content"] is a hash of it."""
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as file:
-            picture = as_seen(file)
-        own = self.image_processor
+        picture, own = read_picture(image), self.image_processor
         height, width = smart_resize(picture.height, picture.width, own.patch_size * own.merge_size,
                                      own.size["shortest_edge"], own.size["longest_edge"])
         picture = picture.resize((width, height), own.resample)
@@ -225,7 +277,10 @@ class Processor:
         """The policy's view of a query: images first, then the question, then the assistant's turn opens."""
         ids = self.tokenizer(self._chat([user_turn(query)], generate=True), add_special_tokens=False)["input_ids"]
         merge = self.image_processor.merge_size ** 2
-        grids = [self.pixels(image)[1] for image in query.images]
+        try:
+            grids = [self.pixels(image)[1] for image in query.images]
+        except DataError as error:
+            raise DataError(f"query {query.id}: {error}") from None
         if ids.count(self.image_id) != len(grids):
             raise DataError(f"query {query.id}: {len(grids)} images, {ids.count(self.image_id)} places in the prompt")
         expanded, remaining = [], iter(grids)
@@ -309,13 +364,25 @@ def mrope_positions(ids: list[int], grids: list[tuple[int, int, int]], image_id:
 
 
 def main() -> None:
-    if len(sys.argv) != 2:
-        sys.exit("usage: python data.py FILE.jsonl")
+    if sys.argv[1:2] == ["build"]:
+        import build
+
+        sys.exit(build.main(sys.argv[2:]))
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        sys.exit("usage: python data.py DATA, or python data.py build --help")
     try:
         queries = load_queries(sys.argv[1])
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    broken = 0
+    for query in queries:
+        for image in query.images:
+            try:
+                read_picture(image)
+            except DataError as error:
+                broken += 1
+                print(f"query {query.id}: {error}", file=sys.stderr)
     families = {}
     for query in queries:
         families[query.family] = families.get(query.family, 0) + 1
@@ -324,7 +391,10 @@ def main() -> None:
           f"{words:.0f} words per reference solution")
     for name, count in sorted(families.items()):
         print(f"  {name:16s} {count}")
+    sys.exit(2 if broken else 0)
 
 
 if __name__ == "__main__":
-    main()
+    import data                     # not this copy of it: what the readers raise has to be what main() catches
+
+    data.main()

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import contextrl
 import toy
-from data import save_queries
+from data import DataError, save_queries
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "assets" / "toy"
@@ -167,19 +167,17 @@ DATA = {                                      # lines of the file -> what the er
     "query without solution": ([row(solution=None)], "solution"),
     "empty answer": ([row(answer=" ")], "answer"),
     "unknown field": ([row(sollution="red 3")], "sollution"),
-    "broken line": ([row(), '{"id": "b", "ques'], "data.jsonl:2"),
+    "broken line": (['{"id": "b", "ques'], "data.jsonl:1"),
     "not an object": (["[1, 2]"], "data.jsonl:1"),
-    "id twice": ([row(), row()], "'a'"),
     "no line": ([], "empty"),
     "missing image": ([row(images=["nothing.png"])], "nothing.png"),
     "corrupt image": ([row(images=["corrupt.png"])], "corrupt.png"),
-    "half an image": ([row(images=["half.jpg"])], "half.jpg"),
     "images no list": ([row(images="corrupt.png")], "images"),
     "placeholder in the question": ([row(question="<|image_pad|> ?")], "query a"),
     "no facts for the toy verifier": ([row(facts=None)], "facts"),
     "half the facts": ([row(facts={"answer": "5"})], "facts"),
     "facts no object": ([row(facts="red 3")], "facts"),
-    "family no text": ([row(), row(id="b", family=3)], "family"),
+    "family no text": ([row(family=3)], "family"),
 }
 
 
@@ -188,10 +186,27 @@ def test_data(tmp_path, refused, lines, named):
     file, out = tmp_path / "data.jsonl", tmp_path / "run"
     file.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
     (tmp_path / "corrupt.png").write_bytes(b"\x89PNG\r\n\x1a\n and then nothing of use")
-    Image.effect_noise((64, 64), 50).save(tmp_path / "half.jpg")
-    (tmp_path / "half.jpg").write_bytes((tmp_path / "half.jpg").read_bytes()[:900])
     assert named in refused(flags(file, out, "--eval_data", file))
     assert not out.exists()
+
+
+def test_bad_rows_among_good_ones_do_not_end_a_run(tmp_path, capsys):
+    file = tmp_path / "data.jsonl"
+    file.write_text("\n".join(map(json.dumps, [row(), row(), row(id="b", family=3), row(id="c")])))
+    contextrl.train(contextrl.read_config(flags(file, tmp_path / "run")))
+    lines = capsys.readouterr().err.splitlines()
+    assert any("data.jsonl:2: id 'a' appears twice" in line for line in lines)
+    assert any(line.startswith("2 bad rows skipped, 2 read") for line in lines)
+
+
+def test_half_an_image_is_named_when_it_is_met(tmp_path):
+    """Only headers are read at the start."""
+    file = tmp_path / "data.jsonl"
+    file.write_text(json.dumps(row(images=["half.jpg"])))
+    Image.effect_noise((64, 64), 50).save(tmp_path / "half.jpg")
+    (tmp_path / "half.jpg").write_bytes((tmp_path / "half.jpg").read_bytes()[:900])
+    with pytest.raises(DataError, match=r"^query a: cannot read image .*half\.jpg \(OSError\)$"):
+        contextrl.train(contextrl.read_config(flags(file, tmp_path / "run")))
 
 
 def test_data_file_that_is_no_text(tmp_path, refused):

@@ -6,15 +6,19 @@ query's picture under another's name, rows that are read wrongly instead of refu
 
 import io
 import json
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import response_logprobs
+from conftest import ALONE, ROOT, response_logprobs
 from PIL import Image
 
+import toy
 from data import DataError, Processor, Query, batch_order, load_queries, save_queries
 
 
@@ -188,12 +192,20 @@ BROKEN_IMAGES = {"text": b"this is no picture", "empty": b"", "half a PNG": nois
                  "half a JPEG": noise("JPEG")[:1000], "flipped bytes": noise("PNG")[:300] + b"xx" + noise("PNG")[302:]}
 
 
-@pytest.mark.parametrize("content", BROKEN_IMAGES.values(), ids=BROKEN_IMAGES)
-def test_a_corrupt_image_is_refused_when_the_file_is_read(tmp_path, content):
-    (tmp_path / "broken.png").write_bytes(content)
+@pytest.mark.parametrize("name", BROKEN_IMAGES)
+def test_a_corrupt_image_is_one_line_with_its_file(tmp_path, processor, capsys, name):
+    """Without a header it is a bad row when the file is read; half of one is found when it is decoded, with its row."""
+    (tmp_path / "broken.png").write_bytes(BROKEN_IMAGES[name])
     file = write(tmp_path, row(), row(id="b", images=["broken.png"]))
-    with pytest.raises(DataError, match=r"data\.jsonl:2: cannot read image .*broken\.png"):
-        load_queries(file)
+    queries = load_queries(file)
+    if name in ("text", "empty"):
+        assert len(queries) == 1
+        assert re.match(r"skipped .*data\.jsonl:2: cannot read image .*broken\.png", capsys.readouterr().err)
+    else:
+        with pytest.raises(DataError, match=r"^query b: cannot read image .*broken\.png \(\w+\)$"):
+            processor.prompt(queries[1])
+    done = subprocess.run([sys.executable, ROOT / "data.py", file], env=ALONE, capture_output=True, text=True)
+    assert "broken.png" in done.stderr and done.returncode == (0 if len(queries) == 1 else 2)
 
 
 BAD_ROWS = [
@@ -210,10 +222,81 @@ BAD_ROWS = [
 
 
 @pytest.mark.parametrize("bad, message", BAD_ROWS, ids=[message for _, message in BAD_ROWS])
-def test_a_bad_row_is_refused_with_file_and_line(tmp_path, bad, message):
-    with pytest.raises(DataError, match=rf"data\.jsonl:3: .*{message}") as error:      # the empty line counts
-        load_queries(write(tmp_path, row(), "", bad))
-    assert "\n" not in str(error.value)
+def test_a_bad_row_is_skipped_counted_and_named(tmp_path, capsys, bad, message):
+    read = load_queries(write(tmp_path, row(), "", bad, row(id="last")))          # the empty line counts
+    assert [query.id for query in read] == ["a", "last"]
+    named, counted = capsys.readouterr().err.splitlines()
+    assert re.match(rf"skipped .*data\.jsonl:3: .*{message}", named)
+    assert counted.startswith("1 bad rows skipped, 2 read from")
+
+
+def test_many_bad_rows_are_counted_and_no_good_one_is_an_error(tmp_path, capsys):
+    bad = [row(id=str(i), answer="") for i in range(25)]
+    assert len(load_queries(write(tmp_path, row(), *bad))) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 11 and lines[-1].startswith("25 bad rows skipped, 1 read")
+    with pytest.raises(DataError, match=r"no usable row in .*: all 25 are bad, the first: .*data\.jsonl:1: .*'answer'"):
+        load_queries(write(tmp_path, *bad))
+    assert not capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------ FineVision
+
+@pytest.fixture
+def finevision(tmp_path, picture):
+    """Folder with two subsets of FineVision's shape and brackets in a name; some rows are bad."""
+    pytest.importorskip("pyarrow")
+
+    def line(*texts, images=1) -> dict:
+        return {"texts": [{"user": user, "assistant": assistant} for user, assistant in texts], "facts": ["{}"] * 9,
+                "images": [{"bytes": picture(40, 32 + i), "path": "x.png"} for i in range(images)]}
+
+    broken = line(("?", "The answer is 3."))
+    broken["images"][0]["bytes"] = b"no picture"
+    good = line(("<image>\nhow many ?", "red 3 ; \\boxed{3}"), ("and ?", "5."))
+    toy.write_subset(tmp_path / "fv" / "geo(a+b)", [good, line(), broken], ("assistant", "user"))
+    toy.write_subset(tmp_path / "fv" / "vqa", [line(("<image_1><image_2> same ?", "Yes."), images=2),
+                                              line(("what ?", "nobody can say for sure what that may be"))])
+    return tmp_path / "fv"
+
+
+def test_parquet_of_finevisions_shape_is_read(finevision, processor, capsys):
+    first, second, two = load_queries(finevision)
+    assert (first.question, first.solution, first.answer, first.family) == (
+        "how many ?", "red 3 ; \\boxed{3}", "3", "geo(a+b)")
+    assert second.answer == "5" and second.images == first.images and second.id != first.id
+    assert two.answer == "Yes" and processor.prompt(two).ids.count(processor.image_id) == 2      # two pictures
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith("3 bad rows skipped, 3 read from")
+    for problem in (r"geo\(a\+b\)/train-00000-of-00001.parquet:1: no texts", "parquet:2: cannot read image of 10 bytes",
+                    "vqa/train-00000-of-00001.parquet:1: no final answer"):
+        assert any(re.search(problem, line) for line in lines), problem
+    assert [q.id for q in load_queries(f"{finevision}:geo(a+b)")] == [first.id, second.id]
+    assert len(load_queries(finevision / "vqa")) == 1
+    with pytest.raises(DataError, match="no parquet files in .*/none"):
+        load_queries(f"{finevision}:none")
+
+
+def test_a_parquet_file_that_is_none_is_a_bad_row(finevision, capsys):
+    (finevision / "vqa" / "train-00001-of-00001.parquet").write_bytes(b"PAR1 but not really")
+    assert len(load_queries(finevision)) == 3
+    assert "the file cannot be read" in capsys.readouterr().err
+
+
+def test_a_data_set_of_the_hub_is_streamed(finevision, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    load = datasets.load_dataset
+
+    def local(name, subset, split, streaming, revision):
+        assert (name, split, streaming) == ("somebody/fv", "train", True)
+        return load("parquet", data_files=str(finevision / "vqa" / "*.parquet"), split=split, streaming=streaming)
+
+    monkeypatch.setattr(datasets, "load_dataset", local)
+    query, = load_queries("somebody/fv:vqa")
+    assert query.answer == "Yes" and len(query.images) == 2 and query.id == "vqa:0/0"
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: (_ for _ in ()).throw(ConnectionError("no\nnet")))
+    with pytest.raises(DataError, match="somebody/fv:vqa cannot be read: no net"):
+        load_queries("somebody/fv:vqa")
 
 
 def test_a_file_without_rows_and_no_file(tmp_path):
