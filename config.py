@@ -43,7 +43,8 @@ class Config:
                               "(data.py), or 'toy' for the built-in world")
     eval_data: str = setting("", "held-out queries, as --data; empty: the built-in world's, or none")
     verifier: str = setting("toy", "who judges: 'toy' (the built-in world's exact verifier), one or more URLs of "
-                                   "OpenAI-compatible servers (commas between), or a model to run in process")
+                                   "OpenAI-compatible servers (commas between), a model to run in process, or 'rule' "
+                                   "(the final answer alone, no judge)")
     judge_model: str = setting("", "name of the model at the URL; empty: the one that is served")
     judge_concurrency: int = setting(32, "judge calls under way at once, per rank")
     judge_timeout: float = setting(120.0, "seconds for one try of a judge call")
@@ -107,7 +108,7 @@ class Config:
         self.kl_coef = self.kl_coef if self.kl_coef is not None else (0.0 if dapo or sft else 0.01)
         self.token_mean = self.token_mean if self.token_mean is not None else (dapo or sft)
         self.stage2 = self.stage2 and self.method == "contextrl"
-        in_process = self.verifier != "toy" and "://" not in self.verifier
+        in_process = self.verifier not in ("toy", "rule") and "://" not in self.verifier
         self.barrier = self.barrier or in_process         # policy and judge take turns on the GPU
         for name, least in LEAST.items():
             if not least <= getattr(self, name) < math.inf:
@@ -126,6 +127,8 @@ class Config:
             (not 0 <= self.judge_max_failed < 1, f"--judge_max_failed must be in [0, 1), not {self.judge_max_failed}"),
             (self.engine != "vllm" and in_process,
              f"--verifier {self.verifier}: neither 'toy' nor a URL, and a model in process needs --engine vllm"),
+            (self.verifier == "rule" and self.verifier_context != "answer",
+             "--verifier rule sees nothing but the answer: --verifier_context answer"),
             (in_process and self.tensor_parallel > 1, "a judge in process needs --tensor_parallel 1"),
             (self.engine != "vllm" and self.tensor_parallel > 1, "--tensor_parallel needs --engine vllm"),
             (self.engine == "vllm" and not find_spec("vllm"), "--engine vllm: vllm is not installed"),

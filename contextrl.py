@@ -41,7 +41,7 @@ from eval import measure, summarise, table
 from judge import LocalChat, OpenAIChat
 from policy import Policy, all_gather, all_sum
 from report import write_report
-from reward import JudgeError, Verdict, Verifier, VerifierUnreliable
+from reward import JudgeError, RuleVerifier, Verdict, Verifier, VerifierUnreliable
 from runs import Rollout, Run, model_fingerprint, read_recording, record, replay, statistics, write_atomic
 from sampler import HFEngine, Sample, VLLMEngine
 
@@ -78,6 +78,8 @@ def find_judge(config: Config, run: Run, queries: list[Query]) -> OpenAIChat | N
         stranger = next((q for q in queries if not toy.FACTS <= set(q.facts)), None)
         if stranger:
             raise UsageError(f"query {stranger.id}: --verifier toy needs the facts of its picture")
+    elif config.verifier == "rule":
+        return None
     elif "://" in config.verifier:
         chat = OpenAIChat(config.verifier, config.judge_model, config.judge_timeout,
                           log=str(run.folder / f"judge-{run.rank:05d}.jsonl"))
@@ -95,12 +97,15 @@ def build_verifiers(config: Config, run: Run, queries: list[Query], chat, engine
     """-> (verifier of training, verifier of evaluation: always the full solution, and exact where that exists)."""
     if config.verifier == "toy":
         return toy.ToyVerifier(config.verifier_context), toy.ToyVerifier("solution")
+    known = all(toy.FACTS <= set(q.facts) for q in queries)
+    if config.verifier == "rule":
+        return RuleVerifier(), toy.ToyVerifier("solution") if known else RuleVerifier()
     if chat is None:
         chat = LocalChat(config.verifier, engine, config.max_context, memory_share=config.engine_memory)
     settings = {"concurrency": config.judge_concurrency, "max_failed_share": config.judge_max_failed}
     verifier = Verifier(chat, config.verifier_context, **settings)
     run.print(f"verifier {config.verifier}: {verifier.stops_after()}")
-    if all(toy.FACTS <= set(q.facts) for q in queries):
+    if known:
         return verifier, toy.ToyVerifier("solution")
     return verifier, verifier if config.verifier_context == "solution" else Verifier(chat, "solution", **settings)
 

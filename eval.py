@@ -47,7 +47,7 @@ def measure(engine, processor: Processor, queries: list[Query], verifier, temper
         verdicts = by_leader(engine, lambda: verifier.judge(part, [s.text for s in samples]))
         for query, sample, verdict in zip(part, samples, verdicts, strict=True):
             records.append({"id": query.id, "family": query.family, "text": sample.text,
-                            "answer": answers_match(sample.text, query.answer), "process": verdict.reward,
+                            "answer": answers_match(query, sample.text), "process": verdict.reward,
                             "failed": verdict.status is VerdictStatus.FAILED,
                             "truncated": sample.status is SampleStatus.TRUNCATED, "tokens": len(sample.ids)})
     return records

@@ -456,7 +456,7 @@ def judge_all(args: argparse.Namespace) -> None:
     def judge_one(name: str, query: Query, response: str) -> None:
         verdict = verifier.judge_one(query, response)
         row = {"name": name, "id": query.id, "digest": digests[name], **vars(verdict), "status": verdict.status.value,
-               "reward": verdict.reward, "answer_right": answers_match(response, query.answer)}
+               "reward": verdict.reward, "answer_right": answers_match(query, response)}
         with lock:                                              # at once: a stop loses nothing
             file.write(json.dumps(row) + "\n")
             file.flush()

@@ -33,6 +33,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from answers import matches
 from data import DataError, Query, load_queries
 
 CONTEXTS = ("none", "answer", "solution")
@@ -82,32 +83,23 @@ class Verdict:
         return cls(VerdictStatus.FAILED, error=error)
 
 
-# ------------------------------------------------------------------------------------------------ final answers
-
-def final_answer(text: str) -> str:
-    """Content of the last \\boxed{...} (braces may nest), or "".
-
-    >>> final_answer("so \\\\boxed{3} or rather \\\\boxed{\\\\frac{1}{2}}")
-    '\\\\frac{1}{2}'
-    """
-    start = text.rfind("\\boxed{")
-    if start < 0:
-        return ""
-    depth, i = 1, start + len("\\boxed{")
-    for j in range(i, len(text)):
-        depth += (text[j] == "{") - (text[j] == "}")
-        if depth == 0:
-            return text[i:j].strip()
-    return ""
+def answers_match(query: Query, response: str) -> bool:
+    """Rule check of the final answer; with Query.facts["choices"] (letter -> text) an option's text counts too."""
+    return matches(response, query.answer, query.facts.get("choices"))
 
 
-def answers_match(text: str, answer: str) -> bool:
-    """Rule check of a response's boxed answer, for agreement metrics: case, spaces, $ and a full stop do not count."""
-    def plain(s: str) -> str:
-        return re.sub(r"[\s$]+", "", s).rstrip(".").lower()
-    given = final_answer(text)
-    return bool(given) and plain(given) == plain(answer)
+class RuleVerifier:
+    """The level "answer" without a judge: R = 1 iff the final answer is the reference's.  It writes no reports, so a
+    retry is told only that its try was wrong."""
 
+    def judge(self, queries: list[Query], responses: list[str]) -> list[Verdict]:
+        return [self.judge_one(query, response) for query, response in zip(queries, responses, strict=True)]
+
+    def judge_one(self, query: Query, response: str) -> Verdict:
+        return Verdict.judged(answers_match(query, response))
+
+
+# ------------------------------------------------------------------------------------------------ what is said
 
 # Cues of the paper's template: a text with one of them answers a reviewer, not the question.
 REVISION_CUES = ("you are absolutely right", "thank you for your review", "i apologize for my mistake", "re-analyze",

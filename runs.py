@@ -68,7 +68,7 @@ def statistics(rollouts: list[Rollout]) -> dict[str, float | None]:
             sums["leaked"] += verdict.leaked
             if verdict.status is VerdictStatus.FAILED:
                 continue
-            right = answers_match(sample.text, r.query.answer)
+            right = answers_match(r.query, sample.text)
             sums["verdicts"] += 1
             sums["reward"] += verdict.reward
             sums["answer_right"] += right
@@ -104,7 +104,7 @@ def record(r: Rollout, step: int, folder: Path) -> dict:
         return {"text": sample.text, "status": sample.status.value, "verdict": verdict.status.value,
                 "correct": verdict.correct, "consistent": verdict.consistent, "report": verdict.report,
                 "analysis": verdict.analysis, "error": verdict.error, "leaked": verdict.leaked,
-                "answer_right": answers_match(sample.text, r.query.answer),
+                "answer_right": answers_match(r.query, sample.text),
                 "ids": sample.ids, "logprobs": sample.logprobs}
 
     trained = iter(r.group.members)          # stage 1 without failed verdicts, then the kept retries

@@ -35,8 +35,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from answers import boxed
 from data import Query, save_queries
-from reward import Verdict, final_answer, has_revision_cue
+from reward import Verdict, has_revision_cue
 
 COLOURS = {"red": (214, 60, 55), "green": (60, 160, 75), "blue": (60, 95, 205), "yellow": (225, 185, 45)}
 SHAPES = ("circle", "square", "triangle")
@@ -279,6 +280,11 @@ NO_CLAIM = {"looks so", *(p.rstrip(" ;") for p in PREAMBLES)}       # says nothi
 CLAIM = re.compile(r"^([a-z]+) (\d+)$")
 
 
+def stated(text: str) -> str:
+    """Final answer of a response of this world: what is in the last box, "" without one."""
+    return (boxed(text) or "").strip()
+
+
 class ToyVerifier:
     """Judges from what the picture shows.  Same type as a language-model judge: (queries, texts) -> verdicts.
 
@@ -298,7 +304,7 @@ class ToyVerifier:
         return self.judge_facts(query.facts, text)
 
     def judge_facts(self, facts: dict, text: str) -> Verdict:
-        answer = final_answer(text)
+        answer = stated(text)
         steps = [s.strip() for s in re.sub(r"\\boxed\{[^{}]*\}", "", text).split(";") if s.strip()]
         steps = [s for s in steps if s not in NO_CLAIM]
         claims = [CLAIM.match(step) for step in steps]
@@ -538,7 +544,7 @@ def report_accuracy(model, processor, n: int = 64) -> None:
         prompts, ids = [processor.prompt(q) for q in queries], [q.id for q in queries]
         samples = [s[0] for s in stage1(engine, prompts, ids, 1, ("probe",))]
         verdicts = verifier.judge(queries, [s.text for s in samples])
-        right = np.mean([final_answer(s.text) == q.answer for s, q in zip(samples, queries)])
+        right = np.mean([stated(s.text) == q.answer for s, q in zip(samples, queries)])
         line = f"  {family:9s} answer {right:.2f}  process {np.mean([v.correct for v in verdicts]):.2f}"
         bad = [i for i, v in enumerate(verdicts) if not v.correct]
         if bad:

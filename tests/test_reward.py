@@ -16,12 +16,11 @@ from data import Query
 from reward import (
     OUTPUT,
     JudgeError,
+    RuleVerifier,
     Verdict,
     VerdictStatus,
     Verifier,
     VerifierUnreliable,
-    answers_match,
-    final_answer,
     judge_messages,
     parse_verdict,
     plain_text,
@@ -421,20 +420,15 @@ def test_a_leaking_report_is_dropped_and_counted():
     assert counts(verifier) == {"verdicts": 2, "calls": 2, "leaked": 1}
 
 
-# --------------------------------------------------------------------------------------------- final answers
+# ------------------------------------------------------------------------------------------------ without a judge
 
-@pytest.mark.parametrize("text, answer", [
-    ("so \\boxed{3} or rather \\boxed{4}", "4"), ("\\boxed{\\frac{1}{2}} !", "\\frac{1}{2}"), ("\\boxed{ yes }", "yes"),
-    ("\\boxed{{a}{b}}", "{a}{b}"), ("no box", ""), ("\\boxed{3} and \\boxed{4", ""), ("\\boxed{}", ""), ("", "")])
-def test_final_answer(text, answer):
-    assert final_answer(text) == answer
-
-
-@pytest.mark.parametrize("text, answer, match", [
-    ("\\boxed{5}", "5", True), ("\\boxed{$ 5 $.}", "5", True), ("\\boxed{YES}", "yes", True),
-    ("\\boxed{x + 1}", "$x+1$", True), ("\\boxed{15}", "5", False), ("5", "5", False), ("\\boxed{}", "", False)])
-def test_answers_match(text, answer, match):
-    assert answers_match(text, answer) is match
+def test_the_rule_pays_the_answer_and_nothing_else():
+    query = Query("q", [], "Which ?", "blue is right", "B", facts={"choices": {"A": "red", "B": "blue"}})
+    texts = ["I see \\boxed{B}", "so the answer is blue.", "\\boxed{A}", "", "B or A", "\\boxed{\\text{b}}"]
+    verdicts = RuleVerifier().judge([query] * len(texts), texts)
+    assert [v.reward for v in verdicts] == [1, 1, 0, 0, 0, 1]
+    assert not any(v.report for v in verdicts)
+    assert RuleVerifier().judge_one(Query("n", [], "how many ?", "3", "1/2"), "\\boxed{0.5}").reward == 1
 
 
 def test_whoever_has_given_up_asks_nobody_more():

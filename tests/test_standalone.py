@@ -16,13 +16,14 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 # The import of each component -> what must lie beside it.
-NEEDS = {"data": [], "sampler": ["data"], "reward": ["data"], "grpo": [], "policy": ["data", "grpo"],
-         "toy": ["data", "reward"], "eval": ["data", "reward", "sampler"], "report": [], "experiments": [],
-         "judge": ["data", "reward", "sampler"], "config": ["policy", "grpo", "data"],
-         "answers": [], "finevision": ["data"], "duplicates": ["data"], "funnel": ["data"],
+NEEDS = {"data": [], "sampler": ["data"], "answers": [], "reward": ["answers", "data"], "grpo": [],
+         "policy": ["data", "grpo"], "toy": ["answers", "data", "reward"], "report": [], "experiments": [],
+         "eval": ["answers", "data", "reward", "sampler"], "judge": ["answers", "data", "reward", "sampler"],
+         "config": ["policy", "grpo", "data"], "finevision": ["data"], "duplicates": ["data"], "funnel": ["data"],
+         "benchmarks": ["answers", "data", "reward"],
          "candidates": ["answers", "data", "duplicates", "finevision", "reward"],
          "build": ["answers", "candidates", "data", "duplicates", "finevision", "funnel", "judge", "reward", "sampler"],
-         "runs": ["config", "data", "grpo", "policy", "reward", "sampler"]}
+         "runs": ["answers", "config", "data", "grpo", "policy", "reward", "sampler"]}
 
 BLOCKED_IMPORT = """
 import sys
@@ -63,7 +64,7 @@ def test_the_blocker_blocks(tmp_path):
 
 
 def test_small_programs_run_alone(tmp_path):
-    copied(["grpo", "reward", "data"], tmp_path)
+    copied(["grpo", "reward", "data", "answers"], tmp_path)
     done = python("grpo.py", folder=tmp_path)
     assert done.returncode == 0 and "loss -0.2000" in done.stdout
     raw = '{"Analysis": "a", "Self-Consistency": 1, "Correctness": 0, "Mistake Report": "red is not 4"}'

@@ -16,7 +16,7 @@ from PIL import Image
 
 import toy
 from data import load_queries
-from reward import final_answer, report_leaks
+from reward import report_leaks
 from toy import HIDDEN, MISCONCEPTION, Problem, ToyVerifier, draw_problem, make_query, slip, solve
 
 RED, BLUE = ("red", "circle"), ("blue", "square")
@@ -93,7 +93,7 @@ def test_every_reference_is_correct(family):
         queries = [make_query(family, i, "test", style) for i in range(100)]
         verdicts = ToyVerifier().judge(queries, [q.solution for q in queries])
         assert all(v.correct for v in verdicts)
-        assert all(final_answer(q.solution) == q.answer and q.family == family for q in queries)
+        assert all(toy.stated(q.solution) == q.answer and q.family == family for q in queries)
 
 
 def test_the_misconceptions_of_the_warm_start_are_wrong_in_every_hard_query():
