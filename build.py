@@ -409,7 +409,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--policy", required=True, help="model folder, hub id or URLs of servers")
     parser.add_argument("--verifier", required=True, help="URLs of servers; 'toy': the built-in world's")
     parser.add_argument("--teacher", default="", help="writes missing solutions; model folder, hub id or URLs")
-    parser.add_argument("--engine", choices=("hf", "vllm"), default="hf", help="of models in this process")
+    parser.add_argument("--engine", choices=("transformers", "vllm"), default="transformers", help="of models in this process")
     parser.add_argument("--samples", type=positive, default=4, help="answers of the policy, solutions of the teacher")
     parser.add_argument("--max_new_tokens", type=positive, default=2048)
     parser.add_argument("--instruction", default=INSTRUCTION, help="last line of every question")
