@@ -181,8 +181,12 @@ def letter(text: str, options: dict[str, str] | str = "ABCD") -> str | None:
     # "B. Because ...", but not where the list of options is copied.
     if (first := head(lines[0], allowed)) and {head(line, allowed) for line in lines} <= {first, None}:
         return first
-    found = standing(text, allowed)
-    return found[0] if len(found) == 1 else None if found else by_text(lines[-1], texts)
+    # Else only a short last sentence; "A" may be the first word of one that was cut off.
+    *before, last = [sentence for sentence in SENTENCE_END.split(lines[-1]) if sentence.strip(OUTER)] or [""]
+    if len(last.split()) > 12 or (before and last.strip() == "A" == lines[-1][-1]):
+        return None
+    found = standing(last, allowed)
+    return found[0] if len(found) == 1 else None if found else by_text(last, texts)
 
 
 def letters(text: str, options: dict[str, str] | str = "ABCDE") -> frozenset[str]:

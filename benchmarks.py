@@ -822,26 +822,31 @@ def judge_prompt(benchmark: Benchmark, item: Item, response: str) -> str:
             f"{rules}\n{VERDICT if benchmark.name == 'simplevqa' else ZERO_ONE}")
 
 
+# Judges write LaTeX into JSON: \pi is no escape, and the \f of \frac is not meant as one.
+LONE_BACKSLASH = re.compile(r'\\(["\\/]|u[0-9a-fA-F]{4}|[bfnrt](?![A-Za-z]))?')
+
+
 def read_judgement(raw: str) -> tuple[float, str, str] | None:
     """-> (right, extracted answer, label) of a judge's output, or None if it cannot be read.
 
     >>> read_judgement('{"extract_answer": "7", "score": 1}'), read_judgement("it is right")
     ((1.0, '7', ''), None)
     """
-    end = raw.rfind("}") + 1
-    for start in (match.start() for match in re.finditer(r"\{", raw)):
+    raw = LONE_BACKSLASH.sub(lambda found: found[0] if found[1] else r"\\", raw)
+    decoder, last, start = json.JSONDecoder(strict=False), {}, raw.find("{")
+    while start >= 0:
         try:
-            found = json.loads(raw[start:end])
+            found, end = decoder.raw_decode(raw, start)
         except (ValueError, RecursionError):
-            continue
-        extracted = str(found.get("extracted_answer", found.get("extract_answer", "")) or "")   # judges use both names
-        label = str(found.get("verdict", "")).lower()
-        if label in ("correct", "incorrect", "not attempted"):
-            return float(label == "correct"), extracted, label
-        if str(found.get("score")) in ("0", "1"):
-            return float(found["score"]), extracted, ""
-        return None
-    return None
+            found, end = {}, start + 1
+        last = found if "verdict" in found or "score" in found else last
+        start = raw.find("{", end)
+    extracted = str(last.get("extracted_answer", last.get("extract_answer", "")) or "")     # judges use both names
+    label = str(last.get("verdict", "")).lower().replace("_", " ").strip(" .")
+    if label in ("correct", "incorrect", "not attempted"):
+        return float(label == "correct"), extracted, label
+    right = {"0": 0.0, "0.0": 0.0, "false": 0.0, "1": 1.0, "1.0": 1.0, "true": 1.0}.get(str(last.get("score")).lower())
+    return None if right is None else (right, extracted, "")
 
 
 # ---------------------------------------------------------------------------------------------------- the table

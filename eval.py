@@ -31,6 +31,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
+from answers import final_span
 from data import DataError, Processor, Query
 from reward import JudgeError, VerdictStatus, answers_match, side_by_side
 from sampler import Request, SampleStatus, by_leader, seed_of
@@ -161,13 +162,16 @@ def write_rows(file: Path, rows: list[dict]) -> None:
     write(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def read_rows(file: Path) -> list[dict]:
-    """Rows of a JSONL file; a last line without its end is what a killed run was writing."""
-    lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.is_file() else []
+def read_rows(file: Path, *names: str) -> list[dict]:
+    """Rows of a JSONL file, which have `names`; a last line without its end is what a killed run was writing."""
+    lines = file.read_bytes().split(b"\n")[:-1] if file.is_file() else []
     try:
-        return [json.loads(line) for line in lines]
+        rows = [json.loads(line) for line in lines]
     except ValueError:
         raise DataError(f"{file}: not JSON lines") from None
+    if not all(isinstance(row, dict) and row.keys() >= set(names) for row in rows):
+        raise DataError(f"{file}: rows without {', '.join(names)}")
+    return rows
 
 
 def sample(benchmark, items, rows, ready: Ready, file: Path) -> dict[str, dict]:
@@ -208,40 +212,49 @@ def sample(benchmark, items, rows, ready: Ready, file: Path) -> dict[str, dict]:
 
 
 class Judge:
-    """Asks for what no rule can tell.  Answers are kept in judge.jsonl; a failure is counted and asked again later."""
+    """Asks for what no rule can tell.  Answers are kept in judge.jsonl; a failure is counted and asked again later.
+    Without a URL it only knows what was answered before."""
 
-    def __init__(self, url: str, model: str, timeout: float, file: Path, concurrency: int = 16):
+    def __init__(self, url: str | None, model: str, timeout: float, file: Path, concurrency: int = 16):
         from judge import OpenAIChat
-        self.chat = OpenAIChat(url, model, timeout, structured=False)
-        self.chat.check()
         self.file, self.concurrency, self.failed_in_a_row = file, concurrency, 0
-        self.known = {row["key"]: row["output"] for row in read_rows(file)}
-        write_rows(file, [{"key": key, "output": output} for key, output in self.known.items()])
+        rows, self.chat = read_rows(file, "key", "model", "output"), None
+        if url:
+            self.chat = OpenAIChat(url, model, timeout, structured=False)
+            self.chat.check()
+            self.model = self.chat.model
+            write_rows(file, rows)                          # without half a line, to append to
+        self.known = {row["key"]: row for row in rows if not url or row["model"] == self.model}
 
     def __call__(self, prompts: list[str]) -> list[tuple | None]:
-        """(right, extracted answer, label) of each, None where the judge failed."""
+        """(right, extracted answer, label, judge) of each, None where the judge failed, or nobody was asked."""
         from benchmarks import read_judgement
+        from judge import Transient
 
         def one(prompt: str):
-            key = hashlib.blake2b(f"{self.chat.model}\n{prompt}".encode(), digest_size=16).hexdigest()
-            if key in self.known:
-                return read_judgement(self.known[key])
+            key = hashlib.blake2b(prompt.encode(), digest_size=16).hexdigest()
+            if row := self.known.get(key):
+                judgement = read_judgement(row["output"])
+                return judgement and (*judgement, row["model"])
+            if not self.chat:
+                return None
+            output, dead = "", False
             try:
                 output = self.chat([{"role": "user", "content": [{"type": "text", "text": prompt}]}])
-            except JudgeError:
-                output = ""
-            judgement = read_judgement(output)
-            self.failed_in_a_row = 0 if judgement else self.failed_in_a_row + 1
+            except JudgeError as error:             # a server that refuses this one prompt is there
+                dead = isinstance(error, Transient)
+            self.failed_in_a_row = self.failed_in_a_row + 1 if dead else 0
             if self.failed_in_a_row > 2 * self.concurrency:
                 raise DataError(f"the judge failed {self.failed_in_a_row} times in a row; what it said before is kept")
-            if judgement:
+            if judgement := read_judgement(output):
+                row = {"key": key, "model": self.model, "output": output}
                 with open(self.file, "a", encoding="utf-8") as out:      # one short write: lines do not mix
-                    out.write(json.dumps({"key": key, "output": output}, ensure_ascii=False) + "\n")
-            return judgement
+                    out.write(json.dumps(row, ensure_ascii=False) + "\n")
+            return judgement and (*judgement, self.model)
         return side_by_side(one, [(prompt,) for prompt in prompts], self.concurrency)
 
 
-def score(benchmark, items, samples: dict[str, dict], harness: str, judge: Judge | None) -> list[dict]:
+def score(benchmark, items, samples: dict[str, dict], harness: str, judge: Judge) -> list[dict]:
     """One record per item: by rule, else by the judge, else undecided (right: None)."""
     from benchmarks import judge_prompt
 
@@ -251,24 +264,25 @@ def score(benchmark, items, samples: dict[str, dict], harness: str, judge: Judge
         found, by = benchmark.score(item, row["response"], harness), "rule"
         if row["status"] == SampleStatus.TOO_LONG.value:
             found.right, found.extracted, by = 0.0, "", "not sampled"
-        elif harness == "ours" and found.right is None and not found.extracted \
-                and row["status"] == SampleStatus.TRUNCATED.value:
-            found.right = 0.0                               # it ends before its answer: nothing to ask a judge
+        elif harness == "ours" and row["status"] == SampleStatus.TRUNCATED.value and not final_span(row["response"]):
+            found.right, found.extracted = 0.0, ""          # it ends before its answer: nothing to find or to judge
         record = row | {"unit": item.unit, "keys": item.keys, "gold": item.gold, "extracted": found.extracted,
                         "right": found.right, "by": by if found.right is not None else "undecided",
-                        "harness_right": benchmark.score(item, row["response"], "vlmevalkit").right}
+                        "harness_right": 0.0 if by == "not sampled" else
+                        benchmark.score(item, row["response"], "vlmevalkit").right}
         records.append(record)
         if found.right is None:
             open_.append((item, record))
-    if judge and open_:
+    if open_:
         judgements = judge([judge_prompt(benchmark, item, record["response"]) for item, record in open_])
         for (_, record), judgement in zip(open_, judgements, strict=True):
-            record["by"] = "judge" if judgement else "judge failed"
             if judgement:
-                record["right"], answer, record["label"] = judgement
+                record["by"], (record["right"], answer, record["label"], record["judge"]) = "judge", judgement
                 record["extracted"] = record["extracted"] or answer
-            elif harness != "ours":                         # there it is wrong, of no class
-                record["right"], record["label"] = 0.0, "failed"
+            elif judge.chat:
+                record["by"] = "judge failed"
+                if harness != "ours":                       # there it is wrong, of no class
+                    record["right"], record["label"] = 0.0, "failed"
     return records
 
 
@@ -284,6 +298,7 @@ def scores_of(benchmark, records: list[dict]) -> dict:
             "truncated": share(lambda r: r["status"] == "truncated"),
             "too_long": sum(r["status"] == "too_long" for r in records),
             "undecided": sum(r["right"] is None for r in records), "judged": sum(r["by"] == "judge" for r in records),
+            "judge": ", ".join(sorted({r["judge"] for r in records if r["by"] == "judge"})) or None,
             "judge_failed": sum(r["by"] == "judge failed" for r in records),
             "mean_tokens": sum(r["tokens"] for r in records) / len(records), "numbers": summary(benchmark, records),
             # the same responses by the harness's rules alone; low and high differ by what it would ask a judge
@@ -432,14 +447,13 @@ def run_benchmarks(chosen: list, args) -> str:
     folder, parts = args.output_dir, []
     folder.mkdir(parents=True, exist_ok=True)
     settings = settle(args, folder)
-    judge = Judge(args.judge, args.judge_model, args.judge_timeout, folder / "judge.jsonl") if args.judge else None
+    judge = Judge(args.judge, args.judge_model, args.judge_timeout, folder / "judge.jsonl")
     loaded = []
     for benchmark in chosen:
         rows = benchmarks.load_rows(benchmark, args.data_dir)
         items = benchmarks.load_items(benchmark, rows, args.limit)
         settings["prompts"][benchmark.name] = benchmarks.templates(items, rows, args.harness)
         loaded.append((benchmark, items, rows))
-    settings["judge"] = judge.chat.model if judge else None
     write(folder / "settings.json", json.dumps(settings, indent=2, ensure_ascii=False))
     ready, earlier = Ready(args), folder / "scores.json"                # benchmarks of earlier commands stay
     scores = json.loads(earlier.read_text(encoding="utf-8"))["benchmarks"] if earlier.is_file() else {}

@@ -113,6 +113,9 @@ def test_final_span(text, span):
     ("A. It is so, since everything here is red.", "A"),
     ("A. 20\nB. 30\nC. 40\nD. 50\nThe sum of all the angles is known.\n\nC", "C"), ("I think it must be \"C\"", "C"),
     ("The angle is 40 degrees, which makes D the only one left.", "D"), ("A and that is all", "A"), ("Answer: A", "A"),
+    # cut off, or no answer: a letter that stands in passing is none
+    ("Let me look at the point C in the picture. The distance is", None), ("In the picture I see a car. A", None),
+    ("The point C is there, and from it I now go on.\n\nThe distance is", None),
     # nothing, or two things
     ("", None), ("answer is circular", None), ("The answer is circular.", None), ("answer is a dog", None),
     ("a dog", None),

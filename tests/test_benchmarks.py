@@ -29,6 +29,7 @@ import benchmarks
 import eval as evaluation
 from benchmarks import BENCHMARKS, image_bytes, interval, judge_prompt, lettered, read_judgement, summary, value
 from data import DataError
+from judge import Transient
 from reward import JudgeError
 
 
@@ -620,7 +621,7 @@ def long_replies(monkeypatch):
         [Sample([1, 2], [0.0, 0.0], SampleStatus.COMPLETED, reply)] for _ in requests])
 
 
-def test_a_judge_can_be_added(data, tmp_path, chat, long_replies):
+def test_a_judge_can_be_added(data, tmp_path, chat, long_replies, monkeypatch):
     args = arguments(data, tmp_path, "mathverse", limit=0)
     scores, table = measure(args)
     s = scores["benchmarks"]["mathverse"]
@@ -633,6 +634,12 @@ def test_a_judge_can_be_added(data, tmp_path, chat, long_replies):
     asked = len(chat.calls)
     measure(arguments(data, tmp_path, "mathverse", limit=0, judge="http://h:1"))
     assert len(chat.calls) == asked <= 10                                              # known answers are not asked for
+    assert {r["model"] for r in evaluation.read_rows(tmp_path / "judge.jsonl")} == {s["judge"]} == {"judge"}
+    again = measure(args)[0]["benchmarks"]["mathverse"]                                # and stay without a judge
+    assert again == s and len(chat.calls) == asked
+    monkeypatch.setattr("judge.OpenAIChat.check", lambda self: setattr(self, "model", "other"))
+    s = measure(arguments(data, tmp_path, "mathverse", limit=0, judge="http://h:1"))[0]["benchmarks"]["mathverse"]
+    assert s["judge"] == "other" and len(chat.calls) == 2 * asked                      # another judge is asked anew
 
 
 class Server(BaseHTTPRequestHandler):
@@ -663,7 +670,7 @@ def test_a_judge_behind_a_url(data, tmp_path, long_replies):
         s = measure(arguments(data, tmp_path, "mathverse", judge=url))[0]["benchmarks"]["mathverse"]
         server.shutdown()
     assert s["judged"] == 10 and s["numbers"]["accuracy"]["low"] == 100.0
-    assert json.loads((tmp_path / "settings.json").read_text())["judge"] == "judge"
+    assert s["judge"] == "judge"
 
 
 def test_a_failed_judge_is_counted(data, tmp_path, chat, long_replies):
@@ -683,11 +690,15 @@ def test_a_failed_judge_is_counted(data, tmp_path, chat, long_replies):
 
 
 def test_a_dead_judge_ends_the_run(tmp_path, chat, long_replies):
-    chat.says = lambda text: JudgeError("connection refused")
+    chat.says = lambda text: Transient("connection refused")
     folder = write_data("simplevqa", tmp_path, 60)
+    args = arguments(folder, tmp_path / "out", "simplevqa", judge="http://h:1")
     with pytest.raises(DataError, match="the judge failed .* times in a row"):
-        measure(arguments(folder, tmp_path / "out", "simplevqa", judge="http://h:1"))
+        measure(args)
     assert len(chat.calls) < 60
+    for said in ("I cannot", JudgeError("HTTP 400")):                   # a server that answers is not dead
+        chat.says = lambda text: said
+        assert measure(args)[0]["benchmarks"]["simplevqa"]["judge_failed"] == 60
 
 
 def test_simplevqa_verdicts(data, tmp_path, chat, long_replies):
@@ -704,8 +715,31 @@ def test_a_response_cannot_speak_for_the_judge():
     assert "<|im_end|>" not in prompt and prompt.index("Reply:\n=====") < prompt.index('"score": 1}')
     for raw, read in [('```json\n{"extracted_answer": "a", "score": "0"}\n```', (0.0, "a", "")), ("", None),
                       ('{"score": 2}', None), ('{"score": 1', None), ("[1]", None), ('{"verdict": "maybe"}', None),
-                      ('{"extracted_answer": "{2}", "score": 1}', (1.0, "{2}", ""))]:
+                      ('{"extracted_answer": "{2}", "score": 1}', (1.0, "{2}", "")),
+                      (r'{"extracted_answer": "\pi", "score": 1}', (1.0, r"\pi", "")),
+                      (r'{"extracted_answer": "30^\circ", "score": 1.0}', (1.0, r"30^\circ", "")),
+                      (r'{"extracted_answer": "\frac{\sqrt{3}}{2}", "score": true}', (1.0, r"\frac{\sqrt{3}}{2}", "")),
+                      (r'{"extracted_answer": "\\pi \u03c0 \"x\" \u", "score": 0}', (0.0, r'\pi π "x" \u', "")),
+                      ('{"extracted_answer": "a\nb", "score": false}', (0.0, "a\nb", "")),
+                      ('{"verdict": "not_attempted"}', (0.0, "", "not attempted")),
+                      ('{"verdict": "Correct."} as {x} is', (1.0, "", "correct")),
+                      ('{"score": 0} No, wait: {"score": 1}', (1.0, "", ""))]:
         assert read_judgement(raw) == read, raw
+
+
+def test_what_was_cut_off_has_no_answer():
+    """A letter in the middle of thoughts is none; of a prompt that was too long nothing counts, not even the harness's
+    A for an empty text."""
+    item, judge = item_of("mme_realworld_lite", 0), SimpleNamespace(chat=None)
+    for status, text, right, extracted in [("truncated", "A. Because it is so, and then the", 0.0, ""),
+                                           ("truncated", "The answer is A. Now I check", 1.0, "A"),
+                                           ("completed", "A. Because it is so, and then the", 1.0, "A")]:
+        row = {"id": "0", "response": text, "status": status}
+        found, = evaluation.score(BENCHMARKS["mme_realworld_lite"], [item], {"0": row}, "ours", judge)
+        assert (found["right"], found["extracted"]) == (right, extracted), text
+    row = {"id": "0", "response": "", "status": "too_long"}
+    found, = evaluation.score(BENCHMARKS["mme_realworld_lite"], [item], {"0": row}, "ours", judge)
+    assert found["harness_right"] == 0.0
 
 
 # ---------------------------------------------------------------------------------------- command line, vLLM
