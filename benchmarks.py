@@ -20,6 +20,7 @@ import binascii
 import hashlib
 import io
 import json
+import os
 import re
 import sys
 from collections import Counter
@@ -31,7 +32,7 @@ import numpy as np
 from PIL import Image
 
 import answers
-from data import DataError
+from data import DataError, json_lines
 from reward import plain_text
 
 HARNESSES = ("ours", "vlmevalkit")
@@ -91,8 +92,11 @@ def load_rows(benchmark: Benchmark, data_dir: str | None = None) -> Sequence[dic
     """The rows, pictures not decoded: of DIR/<name>*.parquet or .jsonl (or in DIR/<name>/), else of the hub."""
     if data_dir is None:
         return checked(benchmark, from_hub(benchmark), benchmark.hub[0])
-    files = sorted(file for pattern in (f"{benchmark.name}*", f"{benchmark.name}/**/*")
-                   for file in Path(data_dir).glob(pattern) if file.suffix in (".parquet", ".jsonl"))
+    beside, inside = (sorted(file for file in Path(data_dir).glob(pattern) if file.suffix in (".parquet", ".jsonl"))
+                      for pattern in (f"{benchmark.name}*", f"{benchmark.name}/**/*"))
+    files = beside or inside
+    if beside and inside:
+        raise DataError(f"{benchmark.title}: both {beside[0]} and {inside[0]}; which is meant?")
     if not files:
         raise DataError(f"{benchmark.title}: no {benchmark.name}*.parquet or {benchmark.name}*.jsonl in {data_dir}")
     if len({file.suffix for file in files}) > 1:
@@ -130,29 +134,37 @@ def import_datasets():
     return datasets
 
 
-def with_variant(part, name: str):
+def variant_of(name: str) -> dict:
     """DynaMath has its ten variants as ten splits without a column that tells which."""
     variant = re.search(r"variant(\d+)", name)
-    if variant and "variant" not in part.column_names:
-        return part.add_column("variant", [variant[1]] * len(part))
+    return {"variant": variant[1]} if variant else {}
+
+
+def with_variant(part, name: str):
+    for column, value in variant_of(name).items():
+        part = part if column in part.column_names else part.add_column(column, [value] * len(part))
     return part
 
 
 def joined(benchmark: Benchmark, parts: list):
     datasets = import_datasets()
-    rows = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
+    try:
+        rows = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
+    except (ValueError, TypeError) as error:
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise DataError(f"{benchmark.title}: its files have columns of different types ({reason})") from None
     if isinstance(rows.features.get(benchmark.image), datasets.Image):
         rows = rows.cast_column(benchmark.image, datasets.Image(decode=False))
     return rows
 
 
 def json_rows(file: Path):
-    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
-        if line.strip():
-            try:
-                yield json.loads(line) | {"_folder": str(file.parent), "_where": f"{file}:{number}"}
-            except (ValueError, TypeError):
-                raise DataError(f"{file}:{number}: not a JSON object") from None
+    variant = variant_of(file.name)
+    for where, line in json_lines(file):
+        try:
+            yield variant | json.loads(line) | {"_folder": str(file.parent), "_where": where}
+        except (ValueError, TypeError, RecursionError):
+            raise DataError(f"{where}: not a JSON object") from None
 
 
 def checked(benchmark: Benchmark, rows, where):
@@ -168,9 +180,13 @@ def checked(benchmark: Benchmark, rows, where):
     return rows
 
 
+def without_pictures(benchmark: Benchmark, rows: Sequence[dict]) -> Sequence[dict]:
+    return rows if isinstance(rows, list) else rows.remove_columns(benchmark.image)
+
+
 def load_items(benchmark: Benchmark, rows: Sequence[dict], limit: int = 0) -> list[Item]:
     """Items of the first `limit` units (0: of all).  Units that lack a member would be scored wrongly: an error."""
-    texts = rows if isinstance(rows, list) else rows.remove_columns(benchmark.image)
+    texts = without_pictures(benchmark, rows)
     items, times, units = [], Counter(), {}
     for i, row in enumerate(texts):
         try:
@@ -180,6 +196,9 @@ def load_items(benchmark: Benchmark, rows: Sequence[dict], limit: int = 0) -> li
         item.row = i
         if not item.gold:
             raise DataError(f"{benchmark.title}, row {i}: no reference answer")
+        if item.options and item.kind in ("", "letter") and not set(item.gold.split(", ")) <= set(item.options):
+            raise DataError(f"{benchmark.title}, row {i}: the reference answer {item.gold[:80]!r} is none of the "
+                            f"options {', '.join(item.options)}")
         times[item.id] += 1
         if times[item.id] > 1:
             if benchmark.group_size:
@@ -211,7 +230,7 @@ def image_bytes(value, folder: str = ".") -> bytes:
         value.convert("RGB").save(out, "PNG")
         return out.getvalue()
     if isinstance(value, str):
-        if len(value) < 1000 and (Path(folder) / value).is_file():
+        if len(value) < 1000 and os.path.isfile(Path(folder) / value):         # Path.is_file raises on a long base64
             value = (Path(folder) / value).read_bytes()
         else:
             try:
@@ -255,9 +274,9 @@ def lines(*parts: str) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def templates(items: list[Item], rows: Sequence[dict], harness: str) -> list[str]:
+def templates(benchmark: Benchmark, items: list[Item], rows: Sequence[dict], harness: str) -> list[str]:
     """The distinct prompts, the data's own texts replaced by their names: for the record of a run."""
-    found = set()
+    found, rows = set(), without_pictures(benchmark, rows)
     for item in items[:200]:
         prompt = shown(item, harness)
         if item.options:
@@ -300,6 +319,12 @@ def lettered(string: str) -> dict:
     ends = [mark.start() for mark in best[1:]] + [len(string)]
     options = {mark[1]: string[mark.end():end].strip().rstrip(",;；(（").strip() for mark, end in zip(best, ends)}
     return options if len(options) > 1 else {}
+
+
+def option_letter(gold: str) -> str:
+    """b, (B) and B. are B; anything else stays."""
+    found = re.fullmatch(r"[(\[]?([A-Ja-j])[)\]]?\.?", gold)
+    return found[1].upper() if found else gold
 
 
 def options_in(string: str, letters: str, gold: str) -> dict:
@@ -428,7 +453,7 @@ def simplevqa_numbers(records: list[dict]) -> dict:
 # ------------------------------------------------------------------------------------------------------- MMStar
 
 def mmstar_item(row: dict) -> Item:
-    question, gold = text(row, "question"), text(row, "answer")          # the options are written into the question
+    question, gold = text(row, "question"), option_letter(text(row, "answer"))      # the options are in the question
     options = options_in(question, "ABCD", gold)
     return Item(text(row, "index"), question, gold, lines(question, LETTER),
                 lines(f"Question: {question}", VEK_SELECT), options,
@@ -471,7 +496,8 @@ def hrbench_item(row: dict) -> Item:
     question, cycle = text(row, "question"), text(row, "cycle_category")
     # A question comes four times, its options rotated; no column says which rows belong together.
     unit = "/".join([text(row, "category"), question, *sorted(options.values())])
-    return Item(text(row, "index"), question, text(row, "answer"), lines(question, listed(options), LETTER),
+    gold = option_letter(text(row, "answer"))
+    return Item(text(row, "index"), question, gold, lines(question, listed(options), LETTER),
                 vek_choice(question, options), options, unit=unit,
                 keys={"category": text(row, "category"), "cycle": cycle})
 
@@ -494,8 +520,9 @@ def mme_item(row: dict) -> Item:
     harness = lines(f"{question} The choices are listed below:", *choices,
                     "Select the best answer to the above multiple-choice question based on the image. Respond with "
                     "only the letter (A, B, C, D, or E) of the correct option.", "The best answer is:")
-    return Item(text(row, "index"), question, text(row, "answer"), lines(question, listed(options), LETTER), harness,
-                options, keys={"area": area, "domain": domain})
+    gold = option_letter(text(row, "answer"))
+    return Item(text(row, "index"), question, gold, lines(question, listed(options), LETTER), harness, options,
+                keys={"area": area, "domain": domain})
 
 
 def mme_score(item: Item, response: str, harness: str) -> Score:
@@ -514,10 +541,10 @@ def mme_numbers(records: list[dict]) -> dict:
 # ---------------------------------------------------------------------------------------------------- MathVerse
 
 def mathverse_item(row: dict) -> Item:
-    question, gold = text(row, "question"), text(row, "answer")
-    letter = re.fullmatch(r"\(?([A-H])\)?\.?", gold)            # a few are not: "False", "C\nD"
-    gold, choice = letter[1] if letter else gold, text(row, "question_type") == "multi-choice"
-    options = options_in(question, "ABCD", gold)
+    question, choice = text(row, "question"), text(row, "question_type") == "multi-choice"
+    gold = option_letter(text(row, "answer")) if choice else text(row, "answer")
+    letter = len(gold) == 1 and gold.isupper()                  # a few are not: "False", "C\nD"
+    options = options_in(question, "ABCDEFGH" if gold > "D" else "ABCD", gold)
     return Item(text(row, "sample_index"), text(row, "question_for_eval"), gold,
                 lines(text(row, "query_cot"), PUT[choice]), question, options if choice else {},
                 "letter" if letter and choice else "free",
@@ -544,11 +571,13 @@ def mathverse_numbers(records: list[dict]) -> dict:
 
 def mathvista_item(row: dict) -> Item:
     choices = row["choices"] or []
-    options = {chr(ord("A") + i): str(choice) for i, choice in enumerate(choices)}
+    choices = ast.literal_eval(choices) if isinstance(choices, str) else choices
+    options = {chr(ord("A") + i): str(choice) for i, choice in enumerate(choices or [])}
     gold, kind = text(row, "answer"), text(row, "answer_type")
-    right = [letter for letter, choice in options.items() if choice.strip() == gold]
-    if right:
-        kind, gold = "letter", right[0]
+    if options:
+        right = [letter for letter, choice in options.items() if choice.strip() == gold]
+        right = right or [letter for letter, choice in options.items() if answers.same(choice, gold)]
+        kind, gold = "letter", right[0] if right else option_letter(gold)
     known = row["precision"] not in (None, "") and row["precision"] == row["precision"]            # not NaN
     precision = str(int(row["precision"])) if known else ""
     return Item(text(row, "pid"), lines(text(row, "question"), listed(options)), gold,
@@ -595,18 +624,19 @@ def mathvista_numbers(records: list[dict]) -> dict:
 
 def logicvista_item(row: dict) -> Item:
     question = text(row, "question")                # "Select from A, B, C, D and E": options may be in the picture
-    gold = ", ".join(sorted(part.strip().upper() for part in text(row, "answer").split(",")))
+    gold = ", ".join(sorted(option_letter(part.strip()) for part in text(row, "answer").split(",")))
     skill = row["skill"] if isinstance(row["skill"], str) else ", ".join(row["skill"] or [])
     return Item(text(row, "id"), question, gold,
                 lines(question, BOXED.format(what="the letter, or all letters, of what is right")), question,
-                options_in(question, "ABCDEFGH", gold), keys={"skill": skill})
+                options_in(question, "ABCDEFGH", gold), "letter" if re.fullmatch(r"[A-Z](, [A-Z])*", gold) else "label",
+                keys={"skill": skill})
 
 
 def logicvista_score(item: Item, response: str, harness: str) -> Score:
     """Sets of letters must be equal; labels may also be numbers.  The harness always asks a judge for the labels."""
     if harness != "ours":
         return Score("", None if response.strip() else 0.0)
-    if not re.fullmatch(r"[A-Z](, [A-Z])*", item.gold):
+    if item.kind != "letter":
         found = answers.final_span(response)
         return Score(found, float(answers.same(found, item.gold)))
     found = ", ".join(sorted(answers.letters(response, item.options)))
@@ -620,7 +650,7 @@ def logicvista_numbers(records: list[dict]) -> dict:
 # ------------------------------------------------------------------------------------------------------ We-Math
 
 def wemath_item(row: dict) -> Item:
-    question, gold = text(row, "question"), text(row, "answer").strip(" .()")
+    question, gold = text(row, "question"), option_letter(text(row, "answer"))
     options = options_in(text(row, "option"), "ABCDEFGH", gold)
     shown_ = listed(options) if all(options.values()) else text(row, "option")
     return Item(f"{text(row, 'ID')}/{text(row, 'key')}", question, gold,
@@ -731,7 +761,7 @@ DYNAMATH_WHAT = {"letter": "the letter of the right option", "number": "a number
 def dynamath_item(row: dict) -> Item:
     question, gold, kind = text(row, "question"), text(row, "ground_truth"), text(row, "answer_type").lower()
     if kind.startswith("multiple"):
-        kind = "letter"
+        kind, gold = "letter", option_letter(gold)
     elif kind == "float" or kind.startswith("int") or answers.number(gold) is not None:   # a few have other labels
         kind = "number"
     else:
@@ -740,7 +770,7 @@ def dynamath_item(row: dict) -> Item:
             "text": "the final answer"}[kind]
     return Item(f"{text(row, 'id')}/{text(row, 'variant')}", question, gold, lines(question, BOXED.format(what=what)),
                 lines("## Question", question, DYNAMATH_JSON.format(what=DYNAMATH_WHAT[kind])),
-                options_in(question, "ABCDE", gold) if kind == "letter" else {}, kind,
+                options_in(question, "ABCDEFGH" if gold > "E" else "ABCDE", gold) if kind == "letter" else {}, kind,
                 unit=text(row, "id"), member=text(row, "variant"),
                 keys={"subject": text(row, "subject"), "level": text(row, "knowledge_level")})
 

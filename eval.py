@@ -452,7 +452,7 @@ def run_benchmarks(chosen: list, args) -> str:
     for benchmark in chosen:
         rows = benchmarks.load_rows(benchmark, args.data_dir)
         items = benchmarks.load_items(benchmark, rows, args.limit)
-        settings["prompts"][benchmark.name] = benchmarks.templates(items, rows, args.harness)
+        settings["prompts"][benchmark.name] = benchmarks.templates(benchmark, items, rows, args.harness)
         loaded.append((benchmark, items, rows))
     write(folder / "settings.json", json.dumps(settings, indent=2, ensure_ascii=False))
     ready, earlier = Ready(args), folder / "scores.json"                # benchmarks of earlier commands stay

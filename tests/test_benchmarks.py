@@ -269,7 +269,9 @@ def test_mathvista_kinds():
             (list_, "\\boxed{[2, 1]}", 0), (integer, "", 0),
             (integer, "I see many of them in this nice picture", None)]:
         assert scored("mathvista", item, reply).right == right, reply
-    assert item_of("mathvista", 0, answer="green").kind == "text" and item_of("mathvista", 1, precision=float("nan"))
+    assert item_of("mathvista", 1, precision=float("nan")).gold == "3"
+    as_text = item_of("mathvista", 0, choices="['0.5', '2']", answer="1/2")
+    assert (as_text.gold, as_text.options) == ("A", {"A": "0.5", "B": "2"})
     # The harness compares the wrong variable for texts and lists, and takes a number only if it is the whole reply.
     assert scored("mathvista", list_, "[1, 2]", "vlmevalkit").right == 0.0
     assert scored("mathvista", integer, "3", "vlmevalkit").right == 1.0
@@ -424,9 +426,63 @@ def test_pictures_in_all_forms(tmp_path):
         assert image_bytes(form, str(tmp_path)) == raw
     with Image.open(io.BytesIO(image_bytes(Image.open(io.BytesIO(raw))))) as picture_:
         assert picture_.mode == "RGB" and picture_.size == (64, 48)
-    for bad in (None, b"", b"no picture", "q", {"bytes": None, "path": None}, 5):
+    for bad in (None, b"", b"no picture", "q", "/" + "x" * 900, {"bytes": None, "path": None}, 5):
         with pytest.raises(DataError, match="no picture"):
             image_bytes(bad)
+
+
+@pytest.mark.parametrize("name, changes, gold", [
+    ("mmstar", {"answer": "b"}, "B"), ("mmstar", {"answer": "(B)"}, "B"), ("mmstar", {"answer": "E"}, None),
+    ("hrbench8k", {"answer": "a."}, "A"), ("hrbench8k", {"answer": "one"}, None),
+    ("mme_realworld_lite", {"answer": "(E)"}, "E"), ("mme_realworld_lite", {"answer": "F"}, None),
+    ("mathverse", {"answer": "(b)"}, "B"), ("mathverse", {"answer": "F"}, "F"), ("mathverse", {"answer": "J"}, None),
+    ("mathvista", {"answer": "blue."}, "B"), ("mathvista", {"answer": "green"}, None),
+    ("logicvista", {"answer": "c, (A)"}, "A, C"), ("logicvista", {"answer": "A, K"}, None),
+    ("logicvista", {"answer": "3"}, "3"), ("wemath", {"answer": "(c)"}, "C"), ("wemath", {"answer": "G"}, "G")])
+def test_a_gold_answer_is_one_of_the_options(name, changes, gold):
+    """Else it could never match, and every response would be wrong."""
+    rows = [ROWS[name](i) | changes for i in range(SIZES[name])] if name in ("wemath",) else [ROWS[name](0) | changes]
+    if gold:
+        assert items_of(name, rows)[0].gold == gold
+    else:
+        with pytest.raises(DataError, match=f"row 0: .* '{changes['answer']}' is none of the options"):
+            items_of(name, rows)
+
+
+def test_files_that_cannot_be_meant(tmp_path):
+    row = {k: v for k, v in mmstar(0).items() if k != "image"} | {"image": base64_picture(0)}
+    (tmp_path / "mmstar").mkdir()
+    for file in ("mmstar.jsonl", "mmstar/a.jsonl"):
+        (tmp_path / file).write_text(json.dumps(row) + "\n")
+    with pytest.raises(DataError, match=r"both .*mmstar.jsonl and .*mmstar/a.jsonl; which is meant"):
+        benchmarks.load_rows(BENCHMARKS["mmstar"], tmp_path)
+    (tmp_path / "mmstar/a.jsonl").unlink()
+    (tmp_path / "mmstar.jsonl").write_bytes(b'{"question": "\xff"}\n')
+    with pytest.raises(DataError, match="mmstar.jsonl.*: not a "):
+        benchmarks.load_rows(BENCHMARKS["mmstar"], tmp_path)
+    (tmp_path / "mmstar.jsonl").unlink()
+    for i, index in enumerate((1, [1])):
+        datasets.Dataset.from_list([row | {"index": index}]).to_parquet(tmp_path / f"mmstar-{i}.parquet")
+    with pytest.raises(DataError, match="MMStar: its files have columns of different types"):
+        benchmarks.load_rows(BENCHMARKS["mmstar"], tmp_path)
+
+
+def test_variants_of_jsonl_files(tmp_path):
+    for v in range(1, 11):
+        row = {k: x for k, x in dynamath(v - 1).items() if k != "variant"} | {"decoded_image": base64_picture(0)}
+        (tmp_path / f"dynamath_variant{v}.jsonl").write_text(json.dumps(row) + "\n")
+    rows = benchmarks.load_rows(BENCHMARKS["dynamath"], tmp_path)
+    assert len(benchmarks.load_items(BENCHMARKS["dynamath"], rows, limit=1)) == 10
+
+
+def test_templates_read_no_picture(data):
+    benchmark = BENCHMARKS["mmstar"]
+    rows = benchmarks.load_rows(benchmark, data)
+    items = benchmarks.load_items(benchmark, rows, limit=4)
+    read = []
+    rows.set_transform(lambda part: read.extend(part) or part)
+    assert benchmarks.templates(benchmark, items, rows, "ours") == ["{question}\n" + benchmarks.LETTER]
+    assert "question" in read and "image" not in read
 
 
 @pytest.mark.parametrize("name", ROWS)
