@@ -100,11 +100,14 @@ class Ready:
         if self.engine:
             return
         import torch
+        from safetensors import SafetensorError
         from transformers import AutoConfig, AutoModelForImageTextToText
 
         from sampler import HFEngine, VLLMEngine
 
         args = self.args
+        if Path(args.model).is_dir() and not any(Path(args.model).glob("*.safetensors")):
+            raise DataError(f"cannot load model {args.model}: no *.safetensors in it")
         try:
             self.processor = Processor(args.model, args.max_pixels)
             context = AutoConfig.from_pretrained(args.model).text_config.max_position_embeddings
@@ -118,7 +121,10 @@ class Ready:
                                      memory_share=args.engine_memory, max_rows=args.batch_size)
         else:
             device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
-            model = AutoModelForImageTextToText.from_pretrained(args.model, dtype=dtype).to(device)
+            try:
+                model = AutoModelForImageTextToText.from_pretrained(args.model, dtype=dtype).to(device)
+            except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+                raise DataError(f"cannot load model {args.model}: {(str(error).splitlines() or [''])[0]}") from None
             self.engine = HFEngine(model, self.processor, args.temperature, args.max_new_tokens, args.batch_size)
 
 
@@ -137,18 +143,30 @@ def model_digest(model: str) -> str:
 
 def settle(args, folder: Path) -> dict:
     """settings.json of a new run; one that has samples is only gone on with by the same settings."""
+    from benchmarks import BENCHMARKS
+
     settings = {"model": args.model, "weights": model_digest(args.model), "engine": args.engine,
                 "harness": args.harness, "temperature": args.temperature, "max_new_tokens": args.max_new_tokens,
-                "max_pixels": args.max_pixels, "seed": args.seed, "limit": args.limit}
-    file = folder / "settings.json"
-    if not file.is_file() or not any(folder.glob("[!j]*.jsonl")):                # judge.jsonl holds no samples
+                "max_pixels": args.max_pixels, "max_context": args.max_context, "seed": args.seed, "limit": args.limit}
+    if not any((folder / f"{name}.jsonl").is_file() for name in BENCHMARKS):
         return {"settings": settings, "prompts": {}}
-    saved = json.loads(file.read_text(encoding="utf-8"))
+    saved = read_json(folder / "settings.json", "settings", "prompts")
     for name, value in settings.items():
-        if saved["settings"].get(name) != value:
+        if name != "model" and saved["settings"].get(name) != value:       # a path may be written in several ways
             raise DataError(f"{folder} was made with {name} {saved['settings'].get(name)}, not {value}: "
                             "choose another --output_dir")
     return saved
+
+
+def read_json(file: Path, *names: str) -> dict:
+    """An object that we wrote ourselves, with an object under each of `names`."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {file} ({type(error).__name__}): choose another --output_dir") from None
+    if not isinstance(found, dict) or not all(isinstance(found.get(name), dict) for name in names):
+        raise DataError(f"{file} has no {' and '.join(names)}: choose another --output_dir")
+    return found
 
 
 def write(file: Path, text: str) -> None:
@@ -175,25 +193,32 @@ def read_rows(file: Path, *names: str) -> list[dict]:
 
 
 def sample(benchmark, items, rows, ready: Ready, file: Path) -> dict[str, dict]:
-    """id -> {prompt, response, status, tokens}; what is in the file already is not generated again."""
+    """id -> {prompt, picture, response, status, tokens}; what is in the file already is not generated again."""
     import benchmarks
 
-    args = ready.args
-    kept = {row["id"]: {name: row[name] for name in ("id", "prompt", "response", "status", "tokens")}
-            for row in read_rows(file)}
+    def digest(picture: bytes) -> str:
+        return hashlib.blake2b(picture, digest_size=8).hexdigest()
+
+    args, names = ready.args, ("id", "prompt", "picture", "response", "status", "tokens")
+    kept = {row["id"]: {name: row[name] for name in names} for row in read_rows(file, *names)}
     todo = [item for item in items if item.id not in kept]
+    if gone := kept.keys() - {item.id for item in items}:
+        raise DataError(f"{file}: item {min(gone)} is not in the data any more: choose another --output_dir")
     for item in items:
-        if item.id in kept and kept[item.id]["prompt"] != benchmarks.shown(item, args.harness):
+        row = kept.get(item.id)
+        if row and row["prompt"] != benchmarks.shown(item, args.harness):
             raise DataError(f"{file}: item {item.id} was asked in other words: choose another --output_dir")
+        if row and row["picture"] != digest(benchmarks.image_of(benchmark, rows, item)):
+            raise DataError(f"{file}: item {item.id} had another picture: choose another --output_dir")
     if todo:
         ready.load()
         write_rows(file, list(kept.values()))               # without half a line, to append to
     with tqdm(total=len(items), initial=len(items) - len(todo), desc=benchmark.title, disable=None) as bar:
         for start in range(0, len(todo), args.batch_size):
             part, requests = todo[start:start + args.batch_size], []
-            for item in part:
-                query = Query(item.id, [benchmarks.image_of(benchmark, rows, item)],
-                              benchmarks.shown(item, args.harness), "", item.gold)
+            pictures = [benchmarks.image_of(benchmark, rows, item) for item in part]
+            for item, picture in zip(part, pictures, strict=True):
+                query = Query(item.id, [picture], benchmarks.shown(item, args.harness), "", item.gold)
                 try:
                     ready.processor.check(query)
                     prompt = ready.processor.prompt(query)
@@ -201,9 +226,10 @@ def sample(benchmark, items, rows, ready: Ready, file: Path) -> dict[str, dict]:
                     raise DataError(f"{benchmark.title}, item {item.id}: {error}") from None
                 requests.append(Request(prompt, [seed_of(args.seed, "benchmark", benchmark.name, item.id)]))
             new = []
-            for item, (drawn,) in zip(part, ready.engine.generate(requests, args.temperature), strict=True):
-                new.append({"id": item.id, "prompt": benchmarks.shown(item, args.harness), "response": drawn.text,
-                            "status": drawn.status.value, "tokens": len(drawn.ids)})
+            for item, picture, (drawn,) in zip(part, pictures, ready.engine.generate(requests, args.temperature),
+                                               strict=True):
+                new.append({"id": item.id, "prompt": benchmarks.shown(item, args.harness), "picture": digest(picture),
+                            "response": drawn.text, "status": drawn.status.value, "tokens": len(drawn.ids)})
             with open(file, "a", encoding="utf-8") as out:
                 out.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in new))
             kept |= {row["id"]: row for row in new}
@@ -432,8 +458,16 @@ def run(argv: list[str]) -> None:
         for name in names:
             if name not in benchmarks.BENCHMARKS:
                 raise DataError(f"no benchmark {name!r}; there are {', '.join(benchmarks.BENCHMARKS)}")
-        if args.limit < 0 or args.batch_size < 1 or args.max_new_tokens < 1 or args.temperature < 0:
-            raise DataError("--limit and --temperature cannot be negative, --batch_size and --max_new_tokens not 0")
+        if args.limit < 0 or not 0 <= args.temperature < float("inf"):
+            raise DataError("--limit and --temperature cannot be negative or no number")
+        if min(args.batch_size, args.max_new_tokens, args.max_pixels, args.max_context) < 1:
+            raise DataError("--batch_size, --max_new_tokens, --max_pixels and --max_context cannot be 0 or negative")
+        if args.data_dir and args.output_dir.resolve() == Path(args.data_dir).resolve():
+            raise DataError("--output_dir is --data_dir: samples would be taken for data")
+        try:
+            args.output_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"--output_dir {args.output_dir}: {error.strerror}") from None
         print(run_benchmarks([benchmarks.BENCHMARKS[name] for name in dict.fromkeys(names)], args))
     except (DataError, JudgeError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -445,7 +479,6 @@ def run_benchmarks(chosen: list, args) -> str:
     import benchmarks
 
     folder, parts = args.output_dir, []
-    folder.mkdir(parents=True, exist_ok=True)
     settings = settle(args, folder)
     judge = Judge(args.judge, args.judge_model, args.judge_timeout, folder / "judge.jsonl")
     loaded = []
@@ -456,7 +489,7 @@ def run_benchmarks(chosen: list, args) -> str:
         loaded.append((benchmark, items, rows))
     write(folder / "settings.json", json.dumps(settings, indent=2, ensure_ascii=False))
     ready, earlier = Ready(args), folder / "scores.json"                # benchmarks of earlier commands stay
-    scores = json.loads(earlier.read_text(encoding="utf-8"))["benchmarks"] if earlier.is_file() else {}
+    scores = read_json(earlier, "benchmarks")["benchmarks"] if earlier.is_file() else {}
     for benchmark, items, rows in loaded:
         file = folder / f"{benchmark.name}.jsonl"
         records = score(benchmark, items, sample(benchmark, items, rows, ready, file), args.harness, judge)

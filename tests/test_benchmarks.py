@@ -9,6 +9,8 @@ All rows are made here, with the columns of the real data sets; no row of a benc
 import base64
 import io
 import json
+import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -553,6 +555,7 @@ def arguments(data_dir: Path, out: Path, names: str = "all", **more) -> SimpleNa
 
 def measure(args) -> tuple[dict, str]:
     names = list(BENCHMARKS) if args.names == "all" else args.names.split(",")
+    args.output_dir.mkdir(parents=True, exist_ok=True)
     table = evaluation.run_benchmarks([BENCHMARKS[name] for name in names], args)
     return json.loads((args.output_dir / "scores.json").read_text()), table
 
@@ -632,12 +635,27 @@ def test_resumed_is_uninterrupted(whole, data, tmp_path, monkeypatch):
 
 def test_other_settings_are_refused(data, tmp_path):
     measure(arguments(data, tmp_path, "mmstar"))
-    for name, other in [("max_new_tokens", 9), ("harness", "vlmevalkit"), ("seed", 1), ("max_pixels", 64 * 64)]:
+    for name, other in [("max_new_tokens", 9), ("harness", "vlmevalkit"), ("seed", 1), ("max_pixels", 64 * 64),
+                        ("max_context", 2048)]:
         with pytest.raises(DataError, match=f"was made with {name} .*, not {other}: choose another --output_dir"):
             measure(arguments(data, tmp_path, "mmstar", **{name: other}))
     other = write_data("mmstar", tmp_path / "other", change=lambda row: row | {"question": "something else ?"})
     with pytest.raises(DataError, match="item 0 was asked in other words"):
         measure(arguments(other, tmp_path, "mmstar"))
+    other = write_data("mmstar", tmp_path / "pictures", change=lambda row: row | {"image": picture(9)})
+    with pytest.raises(DataError, match="item 0 had another picture"):
+        measure(arguments(other, tmp_path, "mmstar"))
+    other = write_data("mmstar", tmp_path / "fewer", size=3)
+    with pytest.raises(DataError, match="item 3 is not in the data any more"):
+        measure(arguments(other, tmp_path, "mmstar"))
+    measure(arguments(data, tmp_path, "mmstar", model=os.path.relpath(MODEL)))         # the same one
+    for broken, said in [("{", "cannot read .*settings.json"), ("{}", "settings.json has no settings and prompts")]:
+        (tmp_path / "settings.json").write_text(broken)
+        with pytest.raises(DataError, match=said):
+            measure(arguments(data, tmp_path, "mmstar"))
+    (tmp_path / "settings.json").unlink()
+    with pytest.raises(DataError, match="cannot read .*settings.json"):
+        measure(arguments(data, tmp_path, "mmstar"))
 
 
 def test_the_harness_changes_prompts_and_scores(data, tmp_path):
@@ -801,10 +819,21 @@ def test_what_was_cut_off_has_no_answer():
 # ---------------------------------------------------------------------------------------- command line, vLLM
 
 def test_wrong_command_lines(data, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    shutil.copytree(MODEL, tmp_path / "empty", ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copytree(MODEL, tmp_path / "broken")
+    (tmp_path / "broken/model.safetensors").write_bytes(b"no weights")
+    small = ["--limit", "1", "--benchmarks", "mmstar", "--max_new_tokens", "8"]
     for wrong, line in [(["--benchmarks", "mmstart"], "error: no benchmark 'mmstart'; there are simplevqa, "),
                         (["--data_dir", str(tmp_path)], "error: SimpleVQA: no simplevqa*.parquet or "),
                         (["--limit", "-1"], "error: --limit and --temperature cannot be negative"),
                         (["--limit", "1"], "error: --max_new_tokens 16384 leaves no place for a prompt in 4096 tokens"),
+                        (["--temperature", "nan"], "error: --limit and --temperature cannot be negative or no number"),
+                        (["--max_pixels", "0"], "error: --batch_size, --max_new_tokens, --max_pixels and "),
+                        (["--output_dir", str(data)], "error: --output_dir is --data_dir"),
+                        (["--output_dir", str(tmp_path / "file")], f"error: --output_dir {tmp_path}/file: File exists"),
+                        ([*small, "--model", f"{tmp_path}/empty"], f"error: cannot load model {tmp_path}/empty: no *."),
+                        ([*small, "--model", f"{tmp_path}/broken"], f"error: cannot load model {tmp_path}/broken: "),
                         (["--limit", "1", "--model", "no/model"], "error: cannot load model no/model: "),
                         (["--limit", "1", "--judge", "http://127.0.0.1:9"], "error: no verifier: http://127.0.0.1:9/v1")]:
         with pytest.raises(SystemExit) as ended:
