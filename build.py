@@ -22,6 +22,7 @@ lists, manifest.json holds settings and counts.  Every row names its subset's li
 """
 
 import argparse
+import fcntl
 import heapq
 import json
 import os
@@ -40,7 +41,7 @@ from duplicates import Near, benchmark_files, benchmark_index, grams, number_of
 from finevision import files_of, finevision_turns
 from funnel import funnel, markdown, samples_page
 from judge import OpenAIChat, Transient, wire
-from reward import JudgeError, VerdictStatus, Verifier, VerifierUnreliable, plain_text, side_by_side
+from reward import JudgeError, RuleVerifier, VerdictStatus, Verifier, VerifierUnreliable, plain_text, side_by_side
 from sampler import HFEngine, Request, SampleStatus, VLLMEngine, seed_of
 
 INSTRUCTION = "Reason step by step and put the final answer in \\boxed{}; of options, their letter."
@@ -48,25 +49,31 @@ TURNS_PER_PICTURE = 2
 NEAR, NEAR_BENCHMARK = 4, 6                        # of the 64 bits of a perceptual hash
 OVERLAP = 0.6                                      # share of a question's 8-grams that a benchmark has
 CHUNK, CONCURRENCY = 64, 32                        # rows written at once; calls of servers at once
+MOST_FAILED = 0.2                                  # verdicts of a chunk; more: the judge is away
+FEW = 8                                            # rows that may all be refused without an end of the build
 
 
 # -------------------------------------------------------------------------------- 02-unique and 03-benchmarks
 
 def unique(args) -> Callable:
-    """Drops the same question about a near picture, whatever the options; and more than 2 turns of one picture."""
-    near, turns = Near(NEAR), Counter()
+    """Drops the same question with the same answer about a near picture (drawings that differ in a number only look
+    alike to a perceptual hash), the same question about the same picture, and more than 2 turns of one picture."""
+    near, turns, asked = Near(NEAR), Counter(), set()
 
     def work(batch: list[dict]) -> list[dict]:
         out = []
         for row in batch:
-            value, group = int(row["image_phash"], 16), number_of(normal(row["question"]))
+            question, answer = normal(row["question"]), (row["choices"] or {}).get(row["answer"], row["answer"])
+            value, group = int(row["image_phash"], 16), number_of(f"{question} -> {normal(answer)}")
             place, why = number_of(row["image_hash"]), ""
-            if near.has(value, group):
+            exact = number_of(f"{question} {row['image_hash']}")
+            if exact in asked or near.has(value, group):
                 why = "same question and picture as another"
             elif turns[place] == TURNS_PER_PICTURE:
                 why = f"more than {TURNS_PER_PICTURE} turns of a picture"
             else:
                 near.add(value, group)
+                asked.add(exact)
                 turns[place] += 1
             out.append(dropped(row, "unique", why) if why else row)
         return out
@@ -142,8 +149,8 @@ def write(writer, queries: list[Query], n: int, key: tuple) -> list[list]:
         special = {SampleStatus.TRUNCATED: None, SampleStatus.TOO_LONG: JudgeError("prompt is too long")}
         texts = [[special.get(s.status, s.text) for s in samples_G] for samples_G in samples]
     errors = [error for texts_G in texts for error in texts_G if isinstance(error, JudgeError)]
-    if queries and len(errors) == n * len(queries):
-        raise errors[0]                             # not the rows' fault
+    if len(queries) >= FEW and len(errors) == n * len(queries):
+        raise errors[0]                             # not the fault of so many rows
     return texts
 
 
@@ -152,6 +159,8 @@ def open_verifier(where: str):
         from toy import ToyVerifier
 
         return ToyVerifier("answer")
+    if where == "rule":
+        return RuleVerifier()
     chat = OpenAIChat(where)
     chat.check()
     return Verifier(chat, "answer", CONCURRENCY)
@@ -169,7 +178,11 @@ def written_and_judged(batch: list[dict], writer, verifier, key: tuple, args):
     queries = [query_of(row, args) for row in batch]
     texts = write(writer, queries, args.samples, key)
     flat = [(q, text) for q, texts_G in zip(queries, texts) for text in texts_G if isinstance(text, str)]
-    verdicts = iter(verifier.judge(*map(list, zip(*flat))) if flat else [])
+    judged = verifier.judge(*map(list, zip(*flat))) if flat else []
+    failed = [v for v in judged if v.status is VerdictStatus.FAILED]
+    if len(failed) > max(len(judged) * MOST_FAILED, args.samples):        # the judge is away
+        raise VerifierUnreliable(f"{len(failed)} of {len(judged)} verdicts failed, the last: {failed[-1].error}")
+    verdicts = iter(judged)
     for row, texts_G in zip(batch, texts):
         verdicts_G = [next(verdicts) if isinstance(text, str) else None for text in texts_G]
         error = next((text.name for text in texts_G if isinstance(text, JudgeError)), "")
@@ -261,8 +274,10 @@ def finished_rows(part: Path) -> int:
     count = end = at = 0
     with open(part, "rb") as file:
         for line in file:
+            if not line.endswith(b"\n"):
+                break
             at += len(line)
-            count += line.endswith(b"\n")
+            count += 1
             if count % CHUNK == 0:
                 end = at
     os.truncate(part, end)
@@ -296,6 +311,11 @@ GO_ON = ("01-read", "04-answers", "05-references")
 
 def build(args) -> None:
     (args.out / "images").mkdir(parents=True, exist_ok=True)
+    lock = open(args.out / "lock", "w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise DataError(f"another build is at work in {args.out}") from None
     settings = settings_of(args)
     manifest = args.out / "manifest.json"
     if manifest.exists():
@@ -322,6 +342,18 @@ def settings_of(args) -> dict:
             chat = OpenAIChat(settings[name])
             chat.check()
             settings[name] = f"server of {chat.model}"
+        elif name == "verifier" and settings[name] not in ("toy", "rule"):
+            raise DataError(f"--verifier {settings[name]}: neither URLs of servers nor 'rule' or 'toy'")
+        elif name != "verifier" and settings[name]:
+            from transformers import AutoConfig             # found out now, not after the hours of the first stages
+            try:
+                AutoConfig.from_pretrained(settings[name])
+            except (OSError, ValueError) as error:
+                raise DataError(f"cannot load {settings[name]}: {(str(error).splitlines() or [''])[0]}") from None
+    subsets = files_of(args.finevision)
+    strange = next((name for name in args.caps if subsets and name not in subsets), None)
+    if strange:
+        raise DataError(f"--caps {strange}: no such subset; there are {', '.join(subsets)}")
     settings["benchmarks"] = str(args.benchmarks or "")
     for name, files in (("inputs", [file for files in files_of(args.finevision).values() for file in files]),
                         ("benchmark_inputs", benchmark_files(args.benchmarks) if args.benchmarks else [])):
@@ -381,6 +413,8 @@ def publish(args, settings: dict) -> None:
     replace(args.out / "manifest.json", json.dumps({"settings": settings, "counts": counts, "below_cap": shortfall},
                                                    indent=2, ensure_ascii=False) + "\n")
     print(f"{text}\n\n{left.total()} queries: {args.out}/train.jsonl; look at {args.out}/samples.html")
+    if not left.total():
+        raise DataError("no row was left: see the table above")
 
 
 # -------------------------------------------------------------------------------------------------- command line
@@ -407,9 +441,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--limit", type=positive, help="rows to read of each subset")
     parser.add_argument("--benchmarks", type=Path, help="folder of parquet and JSONL files, pictures and questions")
     parser.add_argument("--policy", required=True, help="model folder, hub id or URLs of servers")
-    parser.add_argument("--verifier", required=True, help="URLs of servers; 'toy': the built-in world's")
+    parser.add_argument("--verifier", required=True, help="URLs of servers; 'rule': the final answer alone, no judge; "
+                                                          "'toy': the built-in world's")
     parser.add_argument("--teacher", default="", help="writes missing solutions; model folder, hub id or URLs")
-    parser.add_argument("--engine", choices=("transformers", "vllm"), default="transformers", help="of models in this process")
+    parser.add_argument("--engine", choices=("transformers", "vllm"), default="transformers",
+                        help="of models in this process")
     parser.add_argument("--samples", type=positive, default=4, help="answers of the policy, solutions of the teacher")
     parser.add_argument("--max_new_tokens", type=positive, default=2048)
     parser.add_argument("--instruction", default=INSTRUCTION, help="last line of every question")

@@ -18,7 +18,7 @@ from collections import Counter
 
 from PIL import Image
 
-from answers import final_span, kind_of, letter, matches, normal, number
+from answers import final_span, kind_of, letter, matches, normal, number, yes_no
 from data import DataError, read_picture
 from duplicates import perceptual_hash
 from finevision import PLACEHOLDER
@@ -53,10 +53,11 @@ BEGIN = r"(?:^|(?<=[.?!:;)])) ?"                      # of a sentence
 ADDED = re.compile("|".join([
     r"hint: ?please[^\n]*?(?:at the end\.?|$)",
     r"[^\n.?!]*\b(?:perform|conduct) reasoning\b[^\n]*?(?:\bxxx\.?|(?=\bquestion ?:)|$)",
-    BEGIN + r"(?:please )?(?:answer|respond|reply)\b[^\n.?!:]*\b(?:with|using|in)\b[^\n.?!:]*"
-    r"\b(?:letters?|words?|phrase|choices|sentence|number)\b[^\n.?!:]*[.!]?",
-    BEGIN + r"(?:please )?(?:select|choose|pick|provide|give) (?:the|a|your) (?:correct|right|best|final|short|brief) "
-    r"(?:answer|option|choice|value)\b[^\n?!:]*[.:]?"]), re.IGNORECASE | re.MULTILINE)
+    BEGIN + r"(?:please )?(?:directly )?(?:answer|respond|reply)\b[^\n.?!:]*\b(?:with|using|in)\b[^\n.?!:]*"
+    r"\b(?:letters?|words?|phrase|choices|sentence|number)\b[^\n.?!:]*(?:[.!]|$)",
+    BEGIN + r"(?:please )?(?:directly )?(?:select|choose|pick|provide|give) (?:the|a|your) "
+    r"(?:correct|right|best|final|short|brief) (?:answer|option|choice|value)\b[^\n.?!:]*(?:[.:]|$)"]),
+    re.IGNORECASE | re.MULTILINE)
 LABEL = re.compile(r"(?:^|(?<=[\s;,:]))(?:\(([A-J])\)|([A-J])[.:)])\s*", re.MULTILINE)
 
 
@@ -69,7 +70,8 @@ def split_choices(text: str) -> tuple[str, dict[str, str] | None]:
     marker = next(re.finditer(r"\b(?:choices|options)\s*:", text, re.IGNORECASE), None)
     found = []
     for label in LABEL.finditer(text, marker.end() if marker else 0):
-        sure = marker or label[1] or label.start() == 0 or text[label.start() - 1] == "\n"
+        before = text[:label.start()].rstrip(" ")
+        sure = marker or found or not before or before[-1] in "\n?:." and (not label[1] or before[-1] != ".")
         if sure and (label[1] or label[2]) == "ABCDEFGHIJ"[len(found):len(found) + 1]:
             found.append(label)
     ends = [label.start() for label in found[1:]] + [len(text)]
@@ -81,7 +83,10 @@ def split_choices(text: str) -> tuple[str, dict[str, str] | None]:
 
 def clean_question(text: str) -> tuple[str, dict[str, str] | None]:
     """Without placeholders, answer formats and "Question:"; options apart; special tokens defused."""
-    text = ADDED.sub(" ", re.sub(r"[ \t]+", " ", PLACEHOLDER.sub(" ", text)))
+    text = re.sub(r"[ \t]+", " ", PLACEHOLDER.sub(" ", text))
+    shorter = ADDED.sub(" ", text)
+    if re.search(r"\w{2,}", split_choices(re.sub(r"(?i)\bquestion\s*:", " ", shorter).strip())[0]):
+        text = shorter                             # else what looked like an instruction is the question itself
     text = re.sub(r"^\s*question\s*:\s*", "", text, flags=re.IGNORECASE | re.MULTILINE)
     text = re.sub(r"[ \t]+", " ", plain_text(text)).strip()
     return split_choices(re.sub(r" ?\n\s*", "\n", text))
@@ -93,6 +98,7 @@ def question(row: dict, args) -> str:
 
 
 def answer(row: dict, args) -> str:
+    row["solution"] = plain_text(row["solution"]).strip()
     text, choices = row["solution"], row["choices"]
     span = final_span(text)
     if not span:
@@ -103,6 +109,7 @@ def answer(row: dict, args) -> str:
             return "answer is not among the options"
         named = last_named(text, choices)
         return "solution and answer disagree" if named not in (None, row["answer"]) else ""
+    span = yes_no(span) if re.match(r"(?i)(?:yes|no)\b", span) and yes_no(span) else span
     kind = kind_of(span)
     row["answer"], row["answer_type"] = span.lower() if kind == "yes_no" else span, kind
     if kind == "letter":
@@ -160,7 +167,6 @@ def is_worked(text: str, args) -> bool:
 
 
 def solution(row: dict, args) -> str:
-    row["solution"] = plain_text(row["solution"]).strip()
     row["solution_kind"] = "native" if is_worked(row["solution"], args) else "answer_only"
     return fault(row["solution"], row)
 

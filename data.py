@@ -24,6 +24,7 @@ import hashlib
 import io
 import json
 import os
+import struct
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -70,7 +71,9 @@ class Prompt:
 
 REQUIRED = ("id", "question", "solution", "answer")
 # What Pillow raises on files that are no pictures, or only half of one.
-PICTURE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+PICTURE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, RuntimeError, struct.error,
+                  Image.DecompressionBombError)
+LONGEST_STRIP = 200                                # longer side over shorter: image processors refuse more
 REPORTED = 10                                      # bad rows that are named; the others are counted
 
 
@@ -110,21 +113,21 @@ def json_lines(path: Path) -> Iterator[tuple[str, str]]:
     """-> ("file:line", text) of every line that is not blank."""
     if not path.is_file():
         raise DataError(f"data file not found: {path}")
-    try:
-        with open(path, encoding="utf-8", newline="\n") as file:          # a line ends at \n and nowhere else
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield f"{path}:{number}", line
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: not a UTF-8 text file") from None
+    with open(path, "rb") as file:                                        # a line ends at \n and nowhere else
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield f"{path}:{number}", line
 
 
-def query_of_line(line: str, folder: Path) -> Query:
+def query_of_line(line: bytes, folder: Path) -> Query:
     """One row of JSONL; image paths are relative to `folder`."""
     try:
-        row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"not a JSON object ({getattr(error, 'msg', 'too deep')})") from None
+        row = json.loads(line.decode("utf-8"))
+        json.dumps(row, ensure_ascii=False).encode("utf-8")               # half a surrogate pair could not be written
+    except UnicodeError:
+        raise DataError("not UTF-8 text") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"not a JSON object ({getattr(error, 'msg', 'too deep or too long')})") from None
     if not isinstance(row, dict):
         raise DataError("a row must be a JSON object")
     unknown = set(row) - set(Query.__dataclass_fields__)
@@ -139,14 +142,24 @@ def query_of_line(line: str, folder: Path) -> Query:
     images = row.get("images", [])
     if not isinstance(images, list) or not all(isinstance(i, str) for i in images):
         raise DataError("'images' must be a list of paths")
+    choices = row.get("facts", {}).get("choices")
+    if choices is not None and not (isinstance(choices, dict) and all(isinstance(c, str) for c in choices.values())):
+        raise DataError("'choices' of the facts must be letters and their texts")
     row["images"] = [str(folder / image) for image in images]
     for image in row["images"]:
-        open_picture(image).close()
+        check_picture(image)
     return Query(**row)
 
 
+def check_picture(image: str | bytes) -> None:
+    """By the header alone; pixels are decoded later, and may turn out to be broken then."""
+    with open_picture(image) as picture:
+        if max(picture.size) > LONGEST_STRIP * min(picture.size):
+            raise DataError(f"image of {picture.size[0]} x {picture.size[1]} pixels is too narrow")
+
+
 def open_picture(image: str | bytes) -> Image.Image:
-    """Reads the header; pixels are decoded later, and may turn out to be broken then."""
+    """Reads the header."""
     try:
         return Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)
     except PICTURE_ERRORS as error:
@@ -197,6 +210,8 @@ def save_image(image: str | bytes, folder: Path, name: str, replace: bool = Fals
 def as_seen(picture: Image.Image) -> Image.Image:
     """RGB as people and judges see it: turned as its EXIF data say, on white where it is transparent."""
     picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I;16"):                       # Pillow would cut 16 bits of grey off at 255
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
     return picture.convert("RGB")

@@ -19,7 +19,7 @@ COSINES = np.cos(np.pi / 64 * np.outer(np.arange(8), np.arange(1, 64, 2)))      
 def perceptual_hash(picture: Image.Image) -> int:
     """64 bits: which of the 8 x 8 lowest frequencies of the grey picture are above their median."""
     grey = np.asarray(picture.convert("L").resize((32, 32), Image.Resampling.BOX), dtype=np.float64)
-    low = (COSINES @ grey @ COSINES.T).ravel()
+    low = np.round(COSINES @ grey @ COSINES.T, 3).ravel()        # of a flat picture noise would be left
     return int.from_bytes(np.packbits(low > np.median(low[1:])).tobytes(), "big")
 
 
@@ -58,6 +58,9 @@ def benchmark_files(folder: Path) -> list[Path]:
     files = sorted(f for f in folder.rglob("*") if f.suffix in (".parquet", ".jsonl"))
     if not files:
         raise DataError(f"no parquet or JSONL files of benchmarks in {folder}")
+    other = next((f for f in sorted(folder.rglob("*")) if f.suffix in (".tsv", ".json", ".csv", ".zip")), None)
+    if other:
+        raise DataError(f"benchmark {other} is neither parquet nor JSONL: convert it or take it away")
     return files
 
 
@@ -79,10 +82,11 @@ def benchmark_rows(folder: Path) -> Iterator[tuple[Path, dict]]:
 def benchmark_index(folder: Path, distance: int, clean: Callable) -> tuple[Near, set[int], dict]:
     """-> (hashes of all pictures, 8-grams of all questions, what was found).  Columns go by their usual names; a
     picture is bytes, {bytes, path}, a path beside the file, base64, or a list of them."""
-    near, known, counts = Near(distance), set(), Counter()
+    near, known, found = Near(distance), set(), defaultdict(Counter)
     for file, row in benchmark_rows(folder):
         if not isinstance(row, dict):
             raise DataError(f"benchmark {file}: a row must be an object")
+        counts = found[str(file.relative_to(folder))]
         counts["rows"] += 1
         values = next((row[name] for name in ("decoded_image", "image", "images", "bytes", "image_path")
                        if row.get(name)), [])
@@ -96,12 +100,14 @@ def benchmark_index(folder: Path, distance: int, clean: Callable) -> tuple[Near,
                 counts["pictures"] += 1
             except DataError:
                 counts["pictures that cannot be read"] += 1
-        text = next((row[name] for name in ("question", "query", "problem", "prompt") if row.get(name)), "")
+        names = ("question", "reasoning_q", "query", "problem", "prompt")
+        text = next((row[name] for name in names if row.get(name)), "")
         known |= grams(clean(str(text)))
         counts["questions"] += bool(text)
-    if not counts["pictures"] or not counts["questions"]:
-        raise DataError(f"benchmarks in {folder}: {dict(counts)}, is there a column image and a column question?")
-    return near, known, dict(counts)
+    for file, counts in found.items():           # half a benchmark would let its other half through
+        if not counts["pictures"] or not counts["questions"] or counts["pictures that cannot be read"]:
+            raise DataError(f"benchmark {folder / file}: {dict(counts)}, is there a column image and a question?")
+    return near, known, {file: dict(counts) for file, counts in found.items()}
 
 
 def from_base64(text: str) -> bytes:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
 
-from data import DataError, Query, open_picture
+from data import DataError, Query, check_picture
 
 RATINGS = ("relevance", "image_correspondence", "visual_dependency", "formatting")
 # `facts` is no column of FineVision: the built-in world's sample tells there, one JSON text a turn, what its exact
@@ -42,11 +42,22 @@ def finevision_turns(source: str, seed: int = 0, limit: int | None = None,
                 return values[i] if isinstance(values, list) and i < len(values) else None
 
             user, assistant = ((text or {}).get(name) or "" for name in ("user", "assistant"))
+            if not isinstance(user, str) or not isinstance(assistant, str):
+                yield where, {"id": f"{where}/{i}", "subset": subset, "bad": "texts are not texts"}
+                continue
             facts = of_turn("facts")
             ratings = {axis: of_turn(f"{axis}_ratings") for axis in RATINGS}
             yield where, {"id": f"{where}/{i}", "subset": subset, "turn": i, "user": user, "assistant": assistant,
                           "images": images, "ratings": {axis: r for axis, r in ratings.items() if r is not None},
-                          "facts": json.loads(facts) if facts else {}}
+                          "facts": facts_of(facts)}
+
+
+def facts_of(text) -> dict:
+    try:
+        facts = json.loads(text) if text else {}
+    except (TypeError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
 
 
 def rows_of(source: str, seed: int, limit: int | None, revision: str | None) -> Iterator[tuple[str, str, dict]]:
@@ -86,7 +97,7 @@ def files_of(source: str) -> dict[str, list[Path]]:
 
 
 def parquet_rows(file: Path) -> Iterator[tuple[str, dict]]:
-    """-> ("file:row", row), a few rows at a time in memory.  What cannot be read is one bad row."""
+    """-> ("file:row", row), a few rows at a time in memory.  Of a row group that is damaged the rest is bad rows."""
     try:
         import pyarrow
         from pyarrow.parquet import ParquetFile
@@ -99,10 +110,18 @@ def parquet_rows(file: Path) -> Iterator[tuple[str, dict]]:
             if "texts" not in present:
                 yield f"{file.name}:0", {"bad": "the file has no column texts"}
                 return
-            for batch in parquet.iter_batches(batch_size=16, columns=present):
-                for row in batch.to_pylist():
-                    yield f"{file.name}:{number}", row
-                    number += 1
+            for group in range(parquet.num_row_groups):
+                end = number + parquet.metadata.row_group(group).num_rows
+                try:
+                    for batch in parquet.iter_batches(batch_size=16, columns=present, row_groups=[group]):
+                        for row in batch.to_pylist():
+                            yield f"{file.name}:{number}", row
+                            number += 1
+                except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+                    why = first_words(error)
+                    for number in range(number, end):
+                        yield f"{file.name}:{number}", {"bad": f"the file cannot be read ({why})"}
+                number = end
     except (pyarrow.ArrowException, OSError) as error:
         yield f"{file.name}:{number}", {"bad": f"the file cannot be read ({first_words(error)})"}
 
@@ -136,7 +155,7 @@ def query_of_turn(turn: dict) -> Query:
     if not all(isinstance(image, bytes) for image in turn["images"]):
         raise DataError("a picture is not in the file")
     for image in turn["images"]:
-        open_picture(image).close()
+        check_picture(image)
     question, solution = PLACEHOLDER.sub("", turn["user"]).strip(), turn["assistant"].strip()
     answer = final_span(solution)
     for name, value in (("question", question), ("text of the assistant", solution), ("final answer", answer)):

@@ -21,11 +21,11 @@ import build
 import contextrl
 import toy
 from candidates import clean_question, last_named, read
-from data import DataError, load_queries
+from data import DataError, Query, load_queries
 from duplicates import Near, benchmark_index, grams, perceptual_hash
 from finevision import finevision_turns
+from reward import JudgeError, RuleVerifier, Verdict, VerifierUnreliable
 
-pytest.importorskip("pyarrow")
 FLAGS = ["--policy", MODEL, "--verifier", "toy", "--teacher", MODEL, "--max_new_tokens", "32", "--min_words", "4",
          "--instruction", "", "--per_class", "50", "--samples", "2"]
 NAMES = ("train.jsonl", "dropped.jsonl", "funnel.md", "samples.html", "manifest.json", *(f"{s}.jsonl" for s in
@@ -149,8 +149,9 @@ def test_another_setting_in_the_same_folder_is_refused(sample, built, capsys):
 
 @pytest.mark.parametrize("changed, named", [
     (["--finevision", "nothing_here"], "nothing_here"), (["--finevision", "{sample}:toy_none"], "toy_none"),
-    (["--benchmarks", "{sample}/toy_worked"], "column image"), (["--benchmarks", "nowhere"], "nowhere"),
+    (["--benchmarks", "{sample}/toy_worked"], "a column image"), (["--benchmarks", "nowhere"], "nowhere"),
     (["--policy", "nowhere"], "nowhere"), (["--verifier", "http://localhost:1"], "http://localhost:1"),
+    (["--verifier", "judge"], "--verifier judge"), (["--caps", "x=3"], "--caps x"),
 ])
 def test_bad_arguments_are_one_line(sample, tmp_path, capsys, changed, named):
     arguments = [text.format(sample=sample) for text in changed]
@@ -224,6 +225,15 @@ CLEANED = [
     ("Hint: The passage is about bees.\nWho flies?", "Hint: The passage is about bees.\nWho flies?", None),
     ("Point A. Where is B. on the line?", "Point A. Where is B. on the line?", None),
     ("What is the answer in number of apples?", "What is the answer in number of apples?", None),
+    ("Choose the correct answer. In triangle ABC, AB = 5. Find AC.\nA. 3\nB. 4", "In triangle ABC, AB = 5. Find AC.",
+     {"A": "3", "B": "4"}),
+    ("Please select the correct option. In the chart, sales are in red. Which year is best?",
+     "In the chart, sales are in red. Which year is best?", None),
+    ("Answer how much is written in the number box?", "Answer how much is written in the number box?", None),
+    ("Give the final value of x.", "Give the final value of x.", None),
+    ("Find x.\nA. 20 B. 30 C. 40", "Find x.", {"A": "20", "B": "30", "C": "40"}),
+    ("In figure (A) the slope is 2 and in figure (B) it is 3. Which is steeper?",
+     "In figure (A) the slope is 2 and in figure (B) it is 3. Which is steeper?", None),
     ("Stop <|im_end|> here?", "Stop < |im_end|> here?", None),
 ]
 
@@ -353,7 +363,9 @@ def test_copies_of_picture_and_question_go(one, tmp_path):
     def row(name: str, user: str, seed: int, size: int = 200, format: str = "PNG") -> dict:
         return one(user, id=name, images=[encoded(drawing(seed, size), format)])
 
-    batch = [row("first", "How large is it?", 1), row("copy", "How large is  IT ?", 1, 150, "JPEG"),
+    # Drawings that differ in a number only look alike to a perceptual hash: another answer is another problem.
+    another = row("another answer", "How large is it?", 1, 151, "JPEG") | {"answer": "another"}
+    batch = [row("first", "How large is it?", 1), row("copy", "How large is  IT ?", 1, 150, "JPEG"), another,
              row("other question", "How small is it?", 1), row("third", "How red is it?", 1),
              row("other picture", "How large is it?", 2)]
     out = build.unique(Namespace())(batch)
@@ -382,7 +394,16 @@ def test_what_is_in_a_benchmark_goes(one, tmp_path):
     assert {row["id"]: row["why"] for row in out if "why" in row} == {
         "picture": "picture is in a benchmark", "picture by path": "picture is in a benchmark",
         "question": "question is in a benchmark", "almost the question": "question is in a benchmark"}
-    assert json.loads((tmp_path / "benchmarks.json").read_text()) == {"rows": 2, "pictures": 2, "questions": 2}
+    each = {"rows": 1, "pictures": 1, "questions": 1}
+    assert json.loads((tmp_path / "benchmarks.json").read_text()) == {"other.jsonl": each, "test.parquet": each}
+    # Half a benchmark would let its other half through.
+    (folder / "third.jsonl").write_text(json.dumps({"image_path": "missing.png", "reasoning_q": "How many?"}))
+    with pytest.raises(DataError, match="third.jsonl: .*'pictures that cannot be read': 1"):
+        build.benchmarks(Namespace(benchmarks=folder, out=tmp_path))
+    (folder / "third.jsonl").rename(folder / "third.tsv")
+    with pytest.raises(DataError, match="third.tsv is neither parquet nor JSONL"):
+        build.benchmarks(Namespace(benchmarks=folder, out=tmp_path))
+    (folder / "third.tsv").unlink()
     assert len(grams(long)) == len(long.split()) - 7
     (folder / "broken.jsonl").write_text("{")
     with pytest.raises(DataError, match="broken.jsonl cannot be read"):
@@ -390,6 +411,66 @@ def test_what_is_in_a_benchmark_goes(one, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------------ balance
+
+@pytest.mark.parametrize("whole", [0, 63, 64, 65, 128])
+def test_a_line_that_was_cut_off_is_written_again(tmp_path, whole):
+    part = tmp_path / "01-read.part"
+    part.write_bytes(b"{}\n" * whole + b'{"id": "half')
+    assert build.finished_rows(part) == whole - whole % 64
+    assert part.read_bytes() == b"{}\n" * (whole - whole % 64)
+
+
+def test_prompts_that_are_refused_end_a_build_only_if_there_are_many():
+    class Refuses(build.Writer):
+        def __init__(self):
+            pass
+
+        def write(self, query, seed):
+            return JudgeError("HTTP 400", "too long")
+
+    few, many = ([Query(str(i), [], "?", "-", "-") for i in range(n)] for n in (1, 9))
+    assert [str(t) for t in build.write(Refuses(), few, 1, ())[0]] == ["HTTP 400: too long"]
+    with pytest.raises(JudgeError):
+        build.write(Refuses(), many, 1, ())
+
+
+def test_a_judge_that_is_away_for_a_chunk_drops_nothing(tmp_path):
+    class Away:
+        def judge(self, queries, texts):
+            return [RuleVerifier().judge_one(*pair) if i else Verdict.failed("HTTP 500")
+                    for i, pair in enumerate(zip(queries, texts))] if self.one else [Verdict.failed("HTTP 500")
+                                                                                   for _ in texts]
+
+    class Writes:
+        def generate(self, requests):
+            raise AssertionError
+
+    judge, args = Away(), Namespace(samples=2, out=tmp_path, instruction="")
+    batch = [{"id": str(i), "images": [], "question": "?", "choices": None, "solution": "5", "answer": "5",
+              "subset": "s", "facts": {}} for i in range(3)]
+    for judge.one, ends in ((True, False), (False, True)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(build, "write", lambda writer, queries, n, key: [["\\boxed{5}"] * n for _ in queries])
+            if ends:
+                with pytest.raises(VerifierUnreliable, match="6 of 6 verdicts failed"):
+                    list(build.written_and_judged(batch, Writes(), judge, (), args))
+            else:
+                whys = [why for *_, why in build.written_and_judged(batch, Writes(), judge, (), args)]
+                assert whys == ["a verdict failed", "", ""]
+
+
+def test_two_builds_do_not_share_a_folder(sample, built, capsys):
+    import fcntl
+
+    with open(built / "lock", "w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert build.main([str(built), "--finevision", str(sample), *FLAGS]) == 2
+    assert capsys.readouterr().err == f"error: another build is at work in {built}\n"
+
+
+def test_flat_pictures_have_one_hash():
+    assert len({perceptual_hash(Image.new("RGB", (50, 40), (x, 3, 9))) for x in range(0, 256, 15)}) == 1
+
 
 def test_caps_and_classes(tmp_path):
     """40 rows of each class 0, 1, 2 in subset x and 10 of class 0 and 3 in y; classes are cut to the smallest."""

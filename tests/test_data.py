@@ -19,7 +19,7 @@ from conftest import ALONE, ROOT, response_logprobs
 from PIL import Image
 
 import toy
-from data import DataError, Processor, Query, batch_order, load_queries, save_queries
+from data import DataError, Processor, Query, as_seen, batch_order, load_queries, save_queries
 
 
 def row(**changes) -> dict:
@@ -218,6 +218,9 @@ BAD_ROWS = [
     (row(id="b", images="one.png"), "'images' must be a list of paths"),
     ('{"id": "b", "images"', "not a JSON object"),
     ("[1, 2]", "must be a JSON object"),
+    ('{"id": ' + "1" * 5000 + "}", "not a JSON object"),
+    (row(id="b\ud800"), "not UTF-8 text"),
+    (row(id="b", facts={"choices": ["red"]}), "'choices' of the facts must be letters and their texts"),
 ]
 
 
@@ -304,6 +307,35 @@ def test_a_file_without_rows_and_no_file(tmp_path):
         load_queries(write(tmp_path, "", "  "))
     with pytest.raises(DataError, match="data file not found: .*other.jsonl"):
         load_queries(tmp_path / "other.jsonl")
+
+
+def test_a_strip_that_no_image_processor_takes(tmp_path, capsys):
+    Image.new("RGB", (1000, 4)).save(tmp_path / "strip.png")
+    assert len(load_queries(write(tmp_path, row(), row(id="b", images=["strip.png"])))) == 1
+    assert "image of 1000 x 4 pixels is too narrow" in capsys.readouterr().err
+
+
+def test_16_bits_of_grey_are_not_cut_off():
+    ramp = Image.fromarray(np.linspace(0, 65535, 256).astype(np.uint16)[None].repeat(8, 0))
+    assert np.asarray(as_seen(ramp))[0, :, 0].tolist() == list(range(256))
+
+
+def test_a_damaged_row_group_costs_its_own_rows_and_each_is_counted(tmp_path):
+    from pyarrow import Table
+    from pyarrow.parquet import ParquetFile, write_table
+
+    from finevision import finevision_turns
+    file = tmp_path / "part.parquet"
+    texts = [{"texts": [{"user": f"how many {i} ?" * 20, "assistant": str(i)}]} for i in range(60)]
+    write_table(Table.from_pylist(texts), file, row_group_size=20, compression="none")
+    column = ParquetFile(file).metadata.row_group(1).column(0)
+    data = bytearray(file.read_bytes())
+    start = column.dictionary_page_offset or column.data_page_offset
+    data[start:start + column.total_compressed_size] = b"\xff" * column.total_compressed_size
+    file.write_bytes(data)
+    turns = list(finevision_turns(str(file)))
+    assert len(turns) == 60 and sum("bad" in turn for _, turn in turns) == 20
+    assert [i for i, (_, turn) in enumerate(turns) if "bad" in turn] == list(range(20, 40))
 
 
 def test_a_file_that_is_no_text(tmp_path):
