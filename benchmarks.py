@@ -36,6 +36,7 @@ from data import DataError, json_lines
 from reward import plain_text
 
 HARNESSES = ("ours", "vlmevalkit")
+ODD_ROWS = 0.02                                    # share of reference answers that may be none of the options
 
 
 @dataclass
@@ -187,7 +188,7 @@ def without_pictures(benchmark: Benchmark, rows: Sequence[dict]) -> Sequence[dic
 def load_items(benchmark: Benchmark, rows: Sequence[dict], limit: int = 0) -> list[Item]:
     """Items of the first `limit` units (0: of all).  Units that lack a member would be scored wrongly: an error."""
     texts = without_pictures(benchmark, rows)
-    items, times, units = [], Counter(), {}
+    items, times, units, odd = [], Counter(), {}, []
     for i, row in enumerate(texts):
         try:
             item = benchmark.item(row)
@@ -197,8 +198,8 @@ def load_items(benchmark: Benchmark, rows: Sequence[dict], limit: int = 0) -> li
         if not item.gold:
             raise DataError(f"{benchmark.title}, row {i}: no reference answer")
         if item.options and item.kind in ("", "letter") and not set(item.gold.split(", ")) <= set(item.options):
-            raise DataError(f"{benchmark.title}, row {i}: the reference answer {item.gold[:80]!r} is none of the "
-                            f"options {', '.join(item.options)}")
+            odd.append(f"row {i}: the reference answer {item.gold[:80]!r} is none of the options "
+                       f"{', '.join(item.options)}")
         times[item.id] += 1
         if times[item.id] > 1:
             if benchmark.group_size:
@@ -207,6 +208,10 @@ def load_items(benchmark: Benchmark, rows: Sequence[dict], limit: int = 0) -> li
         item.unit = item.unit or item.id
         units.setdefault(item.unit, []).append(item)
         items.append(item)
+    if len(odd) > ODD_ROWS * len(items):
+        raise DataError(f"{benchmark.title}, {odd[0]}; {len(odd)} of {len(items)} rows are like that")
+    if odd:
+        print(f"{benchmark.title}, {odd[0]}; {len(odd)} such rows, which can only be scored wrong", file=sys.stderr)
     for unit, members in units.items() if benchmark.group_size else ():
         found, wanted = {item.member for item in members}, benchmark.group_size(members[0])
         if len(found) != wanted:

@@ -508,6 +508,13 @@ def test_every_column_that_is_needed_is_named_when_missing(name, tmp_path):
         benchmarks.load_rows(benchmark, tmp_path)
 
 
+def test_one_odd_reference_answer_among_many_is_named_and_kept(capsys):
+    rows = [ROWS["mmstar"](i) | {"answer": "Q" if i == 7 else ROWS["mmstar"](i)["answer"]} for i in range(60)]
+    assert len(items_of("mmstar", rows)) == 60
+    line, = capsys.readouterr().err.splitlines()
+    assert line.startswith("MMStar, row 7: the reference answer 'Q'") and line.endswith("can only be scored wrong")
+
+
 def test_incomplete_groups_are_refused(tmp_path):
     rows = [wemath(i) for i in range(7)]
     assert len(items_of("wemath", rows)) == 7
