@@ -1,4 +1,4 @@
-"""Groups, advantages, context rollback and the loss.  Pure torch: knows nothing of text, images or engines.
+"""Groups, advantages, context rollback, log-probs and the loss.  Knows nothing of text, images or engines.
 
 Top to bottom: member -> group -> advantages (eq. A) -> log-prob of the sampled token, by definition and fused with
 the language-model head (eq. 1 to 4) -> loss (eq. L).

@@ -248,8 +248,6 @@ def test_many_bad_rows_are_counted_and_no_good_one_is_an_error(tmp_path, capsys)
 @pytest.fixture
 def finevision(tmp_path, picture):
     """Folder with two subsets of FineVision's shape and brackets in a name; some rows are bad."""
-    pytest.importorskip("pyarrow")
-
     def line(*texts, images=1) -> dict:
         return {"texts": [{"user": user, "assistant": assistant} for user, assistant in texts], "facts": ["{}"] * 9,
                 "images": [{"bytes": picture(40, 32 + i), "path": "x.png"} for i in range(images)]}
@@ -287,7 +285,7 @@ def test_a_parquet_file_that_is_none_is_a_bad_row(finevision, capsys):
 
 
 def test_a_data_set_of_the_hub_is_streamed(finevision, monkeypatch):
-    datasets = pytest.importorskip("datasets")
+    import datasets
     load = datasets.load_dataset
 
     def local(name, subset, split, streaming, revision):
