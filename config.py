@@ -28,9 +28,10 @@ def setting(default, text: str):
 LEAST = {"steps": 1, "stop_after": 0, "queries_per_step": 1, "group_size": 2, "max_new_tokens": 1, "max_context": 2,
          "tensor_parallel": 1, "judge_concurrency": 1, "max_pixels": 4096,
          "seed": 0, "warmup_steps": 0, "min_lr_ratio": 0, "weight_decay": 0, "minibatches": 1, "micro_batch_tokens": 1,
-         "kl_coef": 0, "refill_rounds": 1, "overlong_buffer": 1, "eval_every": 0, "save_every": 1}
+         "kl_coef": 0, "context_weight": 0, "context_batch": 1, "refill_rounds": 1, "overlong_buffer": 1,
+         "eval_every": 0, "save_every": 1}
 ABOVE_ZERO = ("temperature", "learning_rate", "max_grad_norm", "clip_high", "mismatch_cap", "engine_memory",
-              "judge_timeout")
+              "judge_timeout", "context_limit")
 
 
 @dataclass
@@ -94,6 +95,14 @@ class Config:
     refill_rounds: int = setting(3, "DAPO: at most this many sampling rounds to fill a batch")
     overlong_buffer: int = setting(8, "DAPO: soft length penalty over the last tokens before max_new_tokens")
 
+    context_pairs: str = setting("", "context pairs (pairs.py): a file, folder or data set id, or 'toy'; empty: none")
+    context_weight: float = setting(0.005, "weight of their auxiliary loss (arXiv 2606.17053: 0.001 to 0.005)")
+    context_batch: int = setting(32, "context pairs per optimiser step")
+    context_limit: float = setting(5.0, "c: margins between the letters are clipped to +-c")
+    context_hard: bool = setting(True, "clip on both sides, as published; without: a margin below -c still learns")
+    context_as_data: bool = setting(False, "CONTROL: no auxiliary loss; the pairs become ordinary queries, 1 for the "
+                                           "right letter")
+
     eval_every: int = setting(15, "steps between evaluations (T = 1); 0: only at the start and the end")
     save_every: int = setting(30, "steps between checkpoints; one is always written at the end")
     resume: bool = setting(False, "go on from the last checkpoint in output_dir")
@@ -137,6 +146,7 @@ class Config:
             (self.attention == "flex" and not self.on_cuda(), "--attention flex has no backward pass on a CPU"),
             (self.dtype == "bfloat16" and not self.on_cuda(), "--dtype bfloat16 needs CUDA"),
             (self.offload_reference and not self.on_cuda(), "--offload_reference needs CUDA"),
+            (self.context_as_data and not self.context_pairs, "--context_as_data needs --context_pairs"),
             (self.resume and not self.output_dir, "--resume needs --output_dir"),
             (self.resume and not Path(self.output_dir).is_dir(), f"--resume: no run folder {self.output_dir}"),
             (bool(self.rollouts_from) and not Path(self.rollouts_from).is_file(),

@@ -14,6 +14,7 @@ One step, in the paper's order (main loop at the bottom):
     filter     keep retries that are verified and independent                                 section 3.2
     roll back  kept retries join the negatives under the ORIGINAL prompt: a mixed group       section 3.3
     train      clipped policy gradient; mixed groups scaled by λ; selective KL                section 3.3
+    (select)   with --context_pairs: an auxiliary loss, which of two contexts supports the answer?  arXiv 2606.17053
 
 Kept from the paper: all of the above.  Decided by us where the paper is silent: see "Deviations and decisions" in
 the README.  Not here: tools, multi-turn, asynchronous rollouts, a reward model that learns.
@@ -39,7 +40,8 @@ from config import Config, UsageError, first_line, read_config
 from data import DataError, Processor, Prompt, Query, batch_order, load_queries
 from eval import measure, summarise, table
 from judge import LocalChat, OpenAIChat
-from policy import Policy, all_gather, all_sum
+from pairs import ContextPair, as_query, deal_letters, load_pairs
+from policy import Policy, Row, all_gather, all_sum, choice
 from report import write_report
 from reward import JudgeError, RuleVerifier, Verdict, Verifier, VerifierUnreliable
 from runs import Rollout, Run, model_fingerprint, read_recording, record, replay, statistics, write_atomic
@@ -60,12 +62,18 @@ def dist_init(cuda: bool) -> tuple[int, int, str]:
 
 # ------------------------------------------------------------------------------------------------------- parts
 
-def build_data(config: Config) -> tuple[list[Query], list[Query], set[str] | None]:
-    """-> (training queries, held-out queries, families that count in the overall score)."""
+def build_data(config: Config) -> tuple[list[Query], list[Query], list[ContextPair], set[str] | None]:
+    """-> (training queries, held-out queries, context pairs, families that count in the overall score)."""
     train = toy.train_queries() if config.data == "toy" else load_queries(config.data)
+    pairs = []
+    if config.context_pairs:
+        pairs = (deal_letters(toy.train_pairs(), config.seed) if config.context_pairs == "toy" else
+                 load_pairs(config.context_pairs, config.seed))
+    if config.context_as_data:                   # the control of that paper: the same pairs, sampled and rewarded
+        train, pairs = [*train, *map(as_query, pairs)], []
     heldout = load_queries(config.eval_data) if config.eval_data else (
         toy.heldout_queries() if config.data == "toy" else [])
-    return train, heldout, toy.COUNTED if toy.COUNTED & {q.family for q in heldout} else None
+    return train, heldout, pairs, toy.COUNTED if toy.COUNTED & {q.family for q in heldout} else None
 
 
 # What transformers raises on folders that are not a complete checkpoint of a vision-language model.
@@ -75,7 +83,7 @@ LOADING = (OSError, ValueError, RuntimeError, AttributeError, KeyError, TypeErro
 def find_judge(config: Config, run: Run, queries: list[Query]) -> OpenAIChat | None:
     """Before anything is loaded: is there somebody who can judge?  -> the client of servers, if it is servers."""
     if config.verifier == "toy":
-        stranger = next((q for q in queries if not toy.FACTS <= set(q.facts)), None)
+        stranger = next((q for q in queries if not toy.knows(q)), None)
         if stranger:
             raise UsageError(f"query {stranger.id}: --verifier toy needs the facts of its picture")
     elif config.verifier == "rule":
@@ -97,7 +105,7 @@ def build_verifiers(config: Config, run: Run, queries: list[Query], chat, engine
     """-> (verifier of training, verifier of evaluation: always the full solution, and exact where that exists)."""
     if config.verifier == "toy":
         return toy.ToyVerifier(config.verifier_context), toy.ToyVerifier("solution")
-    known = all(toy.FACTS <= set(q.facts) for q in queries)
+    known = all(map(toy.knows, queries))
     if config.verifier == "rule":
         return RuleVerifier(), toy.ToyVerifier("solution") if known else RuleVerifier()
     if chat is None:
@@ -146,8 +154,8 @@ def build_engine(config: Config, processor: Processor, policy: Policy):
     return engine
 
 
-def next_queries(queries: list[Query], cursor: int, n: int, seed: int) -> list[Query]:
-    """n queries from `cursor` on in an endless stream of reshuffled epochs."""
+def next_queries(queries: list, cursor: int, n: int, seed: int) -> list:
+    """n queries (or context pairs) from `cursor` on in an endless stream of reshuffled epochs."""
     return [queries[batch_order(len(queries), i // len(queries), seed)[i % len(queries)]]
             for i in range(cursor, cursor + n)]
 
@@ -237,6 +245,18 @@ def roll_back(config: Config, query: Query, prompt: Prompt, samples_G, verdicts_
     return grpo.form_group(prompt, sampled, recovered, config.mixed_scale, query.id)
 
 
+def context_choices(pairs: list[ContextPair], step: int, config: Config, processor: Processor, rank: int, world: int,
+                    ) -> list[Row]:
+    """This rank's share of the step's context pairs, `context_batch` for every optimiser step."""
+    if not pairs:
+        return []
+    n = config.context_batch * config.minibatches
+    batch = next_queries(pairs, (step - 1) * n, n, config.seed)
+    ids = {letter: processor.letter_ids(letter) for letter in "AB"}
+    return [choice(processor.prompt(as_query(pair)), ids[pair.letter], ids["B" if pair.letter == "A" else "A"])
+            for pair in batch[rank::world]]
+
+
 def collect_refilling(queries, run: Run, config: Config, engine, *parts) -> list[Rollout]:
     """DAPO's dynamic sampling: draw further queries until every rank has its share of groups with variance, at most
     `refill_rounds` times.  Other methods take one round.  Moves the run's data cursor."""
@@ -296,18 +316,19 @@ def train(config: Config) -> Path:
         if bad:
             raise UsageError(message)
     run = Run(config, rank, world)
-    queries, heldout, counted = build_data(config)
+    queries, heldout, pairs, counted = build_data(config)
     samples = bool(heldout) or not (config.method == "sft" or config.rollouts_from)     # else no engine and no judge
-    judge = find_judge(config, run, [*queries, *heldout]) if samples else None
+    judged = heldout if config.method == "sft" else [*queries, *heldout]
+    judge = find_judge(config, run, judged) if samples else None
     by_id = {q.id: q for q in queries}
     recorded = read_recording(config.rollouts_from, set(by_id), config.steps) if config.rollouts_from else None
     processor, policy = build_policy(config, run, device)
-    for query in [*queries, *heldout]:
+    for query in [*queries, *heldout, *map(as_query, pairs)]:
         processor.check(query)
     engine = build_engine(config, processor, policy) if samples else None
     verifier, exact_verifier = None, None
     if samples:
-        verifier, exact_verifier = build_verifiers(config, run, [*queries, *heldout], judge, engine)
+        verifier, exact_verifier = build_verifiers(config, run, judged, judge, engine)
     run.open(config)
 
     def evaluate(temperature: float = 1.0) -> dict:
@@ -347,7 +368,8 @@ def train(config: Config) -> Path:
             if not config.rollout_only:
                 if engine:
                     engine.sleep()                                         # its memory is the trainer's for a while
-                metrics |= policy.update(groups, run.step, config.update_settings())
+                metrics |= policy.update(groups, run.step, config.update_settings(), context_choices(
+                    pairs, run.step, config, processor, rank, world))
                 if engine:
                     engine.load_weights(policy.weights())
                 if run.step == 1:

@@ -46,7 +46,7 @@ class Query:
 
     id: str                                        # unique within a data set: seeds and logs are keyed by it
     images: list                                   # paths (str) or encoded files (bytes), in the order of the prompt
-    question: str                                  # the whole text of the user's turn
+    question: str                                  # the whole text of the user's turn; may mark the images' places
     solution: str                                  # full reference solution, as the verifier reads it
     answer: str                                    # its final answer
     family: str = "all"                            # subset name: accuracies are reported per family
@@ -73,6 +73,7 @@ REQUIRED = ("id", "question", "solution", "answer")
 # What Pillow raises on files that are no pictures, or only half of one.
 PICTURE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, RuntimeError, struct.error,
                   Image.DecompressionBombError)
+IMAGE_MARK = "<image>"                             # place of an image within a question
 LONGEST_STRIP = 200                                # longer side over shorter: image processors refuse more
 REPORTED = 10                                      # bad rows that are named; the others are counted
 
@@ -289,7 +290,7 @@ class Processor:
         return {"pixel_values": torch.cat(patches), "image_grid_thw": torch.tensor(grids)}
 
     def prompt(self, query: Query) -> Prompt:
-        """The policy's view of a query: images first, then the question, then the assistant's turn opens."""
+        """The policy's view of a query: images and question, then the assistant's turn opens."""
         ids = self.tokenizer(self._chat([user_turn(query)], generate=True), add_special_tokens=False)["input_ids"]
         merge = self.image_processor.merge_size ** 2
         try:
@@ -323,6 +324,15 @@ class Processor:
         more = np.broadcast_to(prompt.next_position + np.arange(len(added)), (3, len(added)))
         return Prompt(prompt.ids + added, np.concatenate([prompt.positions, more], axis=1), prompt.images)
 
+    def letter_ids(self, letter: str) -> list[int]:
+        """Ids of an option letter as the first token of an answer, without and with a blank before it, where that is
+        one token."""
+        forms = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (letter, f" {letter}")]
+        single = sorted({ids[0] for ids in forms if len(ids) == 1} - set(self.forbidden_ids))
+        if not single:
+            raise ValueError(f"the tokenizer has no single token for the letter {letter}")
+        return single
+
     def encode_response(self, text: str) -> list[int]:
         """Ids of a text as the assistant's turn, closed by EOS: for references (SFT), never for samples."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"] + [self.eos_id]
@@ -351,9 +361,13 @@ class Processor:
 
 
 def user_turn(query: Query) -> dict:
-    """The chat message of a query: one image part per image, then the question."""
-    return {"role": "user", "content": [{"type": "image"} for _ in query.images]
-            + [{"type": "text", "text": query.question}]}
+    """The chat message of a query: one image part per image, at the marks <image> of the question if it has one for
+    each, else before it."""
+    texts = query.question.split(IMAGE_MARK)
+    if len(texts) != len(query.images) + 1:
+        texts = [""] * len(query.images) + [query.question]
+    parts = [part for text in texts for part in ({"type": "image"}, {"type": "text", "text": text})][1:]
+    return {"role": "user", "content": [part for part in parts if part.get("text") != ""]}
 
 
 def mrope_positions(ids: list[int], grids: list[tuple[int, int, int]], image_id: int, merge: int) -> np.ndarray:

@@ -6,34 +6,26 @@
                             answer-only reward would have paid for
 
     python eval.py --model RUN/checkpoints/step-000120 [--data held.jsonl] [--greedy]
+    python eval.py run --model M --output_dir OUT       the eleven benchmarks of the paper (scoring.py)
+    python eval.py probe --model M [--pairs FILE]       context pairs: is the right one chosen, does order matter?
+    python eval.py verifier                             a verifier's own errors at three levels of context, in the
+                                                        built-in world, or
+    python eval.py verifier --responses FILE --verifier http://HOST:8000/v1
 
-And on the eleven benchmarks of the paper (benchmarks.py), beside the paper's numbers:
-
-    python eval.py run --model RUN/checkpoints/step-000227 --engine vllm --benchmarks mmstar,wemath --output_dir OUT
-        [--data_dir DIR] [--judge http://HOST:8000/v1] [--harness vlmevalkit] [--limit 20]
-
-    OUT/<benchmark>.jsonl   one row per sample: prompt, response, extracted answer, score
-    OUT/scores.json         every number with its 95 % interval and counts;    OUT/table.md   beside the paper's
-    OUT/settings.json       what the samples depend on;    OUT/samples.html   five samples per benchmark
-
-The same command again goes on where it was stopped; with --judge added it only asks the judge.
+A row of that FILE is a row of a data file (data.py) + "response" + "sound": is its reasoning right, true or false?
 """
 
 import argparse
-import base64
-import hashlib
-import io
 import json
-import os
 import sys
+from collections import Counter
 from pathlib import Path
 
-from PIL import Image
+import numpy as np
 from tqdm import tqdm
 
-from answers import final_span
-from data import DataError, Processor, Query
-from reward import JudgeError, VerdictStatus, answers_match, side_by_side
+from data import DataError, Processor, Query, json_lines, query_of_line
+from reward import CONTEXTS, JudgeError, VerdictStatus, Verifier, VerifierUnreliable, answers_match
 from sampler import Request, SampleStatus, by_leader, seed_of
 
 
@@ -87,429 +79,290 @@ def table(columns: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-# ------------------------------------------------------------------- the eleven benchmarks: samples, then scores
-# What is sampled is written down at once and never again; scores are made anew from it whenever the command runs.
+# ----------------------------------------------------------------------- context pairs: which context is chosen?
 
-class Ready:
-    """Processor and engine, loaded when the first sample is missing: a judge can be added without a GPU."""
+def probe(policy, pairs: list, batch_size: int = 16) -> list[dict]:
+    """Every pair in both orders (one whose order is fixed in that one): a record of the margin between the right
+    letter and the wrong one, and of the letter chosen.  No sampling: the two letters' log-probs are compared."""
+    from pairs import as_query, turned
+    from policy import choice
 
-    def __init__(self, args):
-        self.args, self.engine = args, None
+    import torch
 
-    def load(self) -> None:
-        if self.engine:
-            return
-        import torch
-        from safetensors import SafetensorError
-        from transformers import AutoConfig, AutoModelForImageTextToText
-
-        from sampler import HFEngine, VLLMEngine
-
-        args = self.args
-        if Path(args.model).is_dir() and not any(Path(args.model).glob("*.safetensors")):
-            raise DataError(f"cannot load model {args.model}: no *.safetensors in it")
-        try:
-            self.processor = Processor(args.model, args.max_pixels)
-            context = AutoConfig.from_pretrained(args.model).text_config.max_position_embeddings
-        except (OSError, ValueError, AttributeError) as error:
-            raise DataError(f"cannot load model {args.model}: {str(error).splitlines()[0]}") from None
-        context = min(context, args.max_context)
-        if args.max_new_tokens >= context:
-            raise DataError(f"--max_new_tokens {args.max_new_tokens} leaves no place for a prompt in {context} tokens")
-        if args.engine == "vllm":
-            self.engine = VLLMEngine(args.model, self.processor, args.temperature, args.max_new_tokens, context,
-                                     memory_share=args.engine_memory, max_rows=args.batch_size)
-        else:
-            device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
-            try:
-                model = AutoModelForImageTextToText.from_pretrained(args.model, dtype=dtype).to(device)
-            except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-                raise DataError(f"cannot load model {args.model}: {(str(error).splitlines() or [''])[0]}") from None
-            self.engine = HFEngine(model, self.processor, args.temperature, args.max_new_tokens, args.batch_size)
-
-
-def model_digest(model: str) -> str:
-    """Which weights: of a folder names, sizes, and the first and last megabyte of every weight file; a hub id as is."""
-    if not Path(model).is_dir():
-        return model
-    digest = hashlib.blake2b(digest_size=8)
-    for file in sorted(Path(model).glob("*.safetensors")):
-        with open(file, "rb") as weights:
-            digest.update(f"{file.name} {file.stat().st_size} ".encode() + weights.read(1 << 20))
-            weights.seek(max(0, file.stat().st_size - (1 << 20)))
-            digest.update(weights.read())
-    return digest.hexdigest()
-
-
-def settle(args, folder: Path) -> dict:
-    """settings.json of a new run; one that has samples is only gone on with by the same settings."""
-    from benchmarks import BENCHMARKS
-
-    settings = {"model": args.model, "weights": model_digest(args.model), "engine": args.engine,
-                "harness": args.harness, "temperature": args.temperature, "max_new_tokens": args.max_new_tokens,
-                "max_pixels": args.max_pixels, "max_context": args.max_context, "seed": args.seed, "limit": args.limit}
-    if not any((folder / f"{name}.jsonl").is_file() for name in BENCHMARKS):
-        return {"settings": settings, "prompts": {}}
-    saved = read_json(folder / "settings.json", "settings", "prompts")
-    for name, value in settings.items():
-        if name != "model" and saved["settings"].get(name) != value:       # a path may be written in several ways
-            raise DataError(f"{folder} was made with {name} {saved['settings'].get(name)}, not {value}: "
-                            "choose another --output_dir")
-    return saved
-
-
-def read_json(file: Path, *names: str) -> dict:
-    """An object that we wrote ourselves, with an object under each of `names`."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {file} ({type(error).__name__}): choose another --output_dir") from None
-    if not isinstance(found, dict) or not all(isinstance(found.get(name), dict) for name in names):
-        raise DataError(f"{file} has no {' and '.join(names)}: choose another --output_dir")
-    return found
-
-
-def write(file: Path, text: str) -> None:
-    """Whole or not at all."""
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, file)
-
-
-def write_rows(file: Path, rows: list[dict]) -> None:
-    write(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def read_rows(file: Path, *names: str) -> list[dict]:
-    """Rows of a JSONL file, which have `names`; a last line without its end is what a killed run was writing."""
-    lines = file.read_bytes().split(b"\n")[:-1] if file.is_file() else []
-    try:
-        rows = [json.loads(line) for line in lines]
-    except ValueError:
-        raise DataError(f"{file}: not JSON lines") from None
-    if not all(isinstance(row, dict) and row.keys() >= set(names) for row in rows):
-        raise DataError(f"{file}: rows without {', '.join(names)}")
-    return rows
-
-
-def sample(benchmark, items, rows, ready: Ready, file: Path) -> dict[str, dict]:
-    """id -> {prompt, picture, response, status, tokens}; what is in the file already is not generated again."""
-    import benchmarks
-
-    def digest(picture: bytes) -> str:
-        return hashlib.blake2b(picture, digest_size=8).hexdigest()
-
-    args, names = ready.args, ("id", "prompt", "picture", "response", "status", "tokens")
-    kept = {row["id"]: {name: row[name] for name in names} for row in read_rows(file, *names)}
-    todo = [item for item in items if item.id not in kept]
-    if gone := kept.keys() - {item.id for item in items}:
-        raise DataError(f"{file}: item {min(gone)} is not in the data any more: choose another --output_dir")
-    for item in items:
-        row = kept.get(item.id)
-        if row and row["prompt"] != benchmarks.shown(item, args.harness):
-            raise DataError(f"{file}: item {item.id} was asked in other words: choose another --output_dir")
-        if row and row["picture"] != digest(benchmarks.image_of(benchmark, rows, item)):
-            raise DataError(f"{file}: item {item.id} had another picture: choose another --output_dir")
-    if todo:
-        ready.load()
-        write_rows(file, list(kept.values()))               # without half a line, to append to
-    with tqdm(total=len(items), initial=len(items) - len(todo), desc=benchmark.title, disable=None) as bar:
-        for start in range(0, len(todo), args.batch_size):
-            part, requests = todo[start:start + args.batch_size], []
-            pictures = [benchmarks.image_of(benchmark, rows, item) for item in part]
-            for item, picture in zip(part, pictures, strict=True):
-                query = Query(item.id, [picture], benchmarks.shown(item, args.harness), "", item.gold)
-                try:
-                    ready.processor.check(query)
-                    prompt = ready.processor.prompt(query)
-                except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-                    raise DataError(f"{benchmark.title}, item {item.id}: {error}") from None
-                requests.append(Request(prompt, [seed_of(args.seed, "benchmark", benchmark.name, item.id)]))
-            new = []
-            for item, picture, (drawn,) in zip(part, pictures, ready.engine.generate(requests, args.temperature),
-                                               strict=True):
-                new.append({"id": item.id, "prompt": benchmarks.shown(item, args.harness), "picture": digest(picture),
-                            "response": drawn.text, "status": drawn.status.value, "tokens": len(drawn.ids)})
-            with open(file, "a", encoding="utf-8") as out:
-                out.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in new))
-            kept |= {row["id"]: row for row in new}
-            bar.update(len(part))
-    return {item.id: kept[item.id] for item in items}
-
-
-class Judge:
-    """Asks for what no rule can tell.  Answers are kept in judge.jsonl; a failure is counted and asked again later.
-    Without a URL it only knows what was answered before."""
-
-    def __init__(self, url: str | None, model: str, timeout: float, file: Path, concurrency: int = 16):
-        from judge import OpenAIChat
-        self.file, self.concurrency, self.failed_in_a_row = file, concurrency, 0
-        rows, self.chat = read_rows(file, "key", "model", "output"), None
-        if url:
-            self.chat = OpenAIChat(url, model, timeout, structured=False)
-            self.chat.check()
-            self.model = self.chat.model
-            write_rows(file, rows)                          # without half a line, to append to
-        self.known = {row["key"]: row for row in rows if not url or row["model"] == self.model}
-
-    def __call__(self, prompts: list[str]) -> list[tuple | None]:
-        """(right, extracted answer, label, judge) of each, None where the judge failed, or nobody was asked."""
-        from benchmarks import read_judgement
-        from judge import Transient
-
-        def one(prompt: str):
-            key = hashlib.blake2b(prompt.encode(), digest_size=16).hexdigest()
-            if row := self.known.get(key):
-                judgement = read_judgement(row["output"])
-                return judgement and (*judgement, row["model"])
-            if not self.chat:
-                return None
-            output, dead = "", False
-            try:
-                output = self.chat([{"role": "user", "content": [{"type": "text", "text": prompt}]}])
-            except JudgeError as error:             # a server that refuses this one prompt is there
-                dead = isinstance(error, Transient)
-            self.failed_in_a_row = self.failed_in_a_row + 1 if dead else 0
-            if self.failed_in_a_row > 2 * self.concurrency:
-                raise DataError(f"the judge failed {self.failed_in_a_row} times in a row; what it said before is kept")
-            if judgement := read_judgement(output):
-                row = {"key": key, "model": self.model, "output": output}
-                with open(self.file, "a", encoding="utf-8") as out:      # one short write: lines do not mix
-                    out.write(json.dumps(row, ensure_ascii=False) + "\n")
-            return judgement and (*judgement, self.model)
-        return side_by_side(one, [(prompt,) for prompt in prompts], self.concurrency)
-
-
-def score(benchmark, items, samples: dict[str, dict], harness: str, judge: Judge) -> list[dict]:
-    """One record per item: by rule, else by the judge, else undecided (right: None)."""
-    from benchmarks import judge_prompt
-
-    records, open_ = [], []
-    for item in items:
-        row = samples[item.id]
-        found, by = benchmark.score(item, row["response"], harness), "rule"
-        if row["status"] == SampleStatus.TOO_LONG.value:
-            found.right, found.extracted, by = 0.0, "", "not sampled"
-        elif harness == "ours" and row["status"] == SampleStatus.TRUNCATED.value and not final_span(row["response"]):
-            found.right, found.extracted = 0.0, ""          # it ends before its answer: nothing to find or to judge
-        record = row | {"unit": item.unit, "keys": item.keys, "gold": item.gold, "extracted": found.extracted,
-                        "right": found.right, "by": by if found.right is not None else "undecided",
-                        "harness_right": 0.0 if by == "not sampled" else
-                        benchmark.score(item, row["response"], "vlmevalkit").right}
-        records.append(record)
-        if found.right is None:
-            open_.append((item, record))
-    if open_:
-        judgements = judge([judge_prompt(benchmark, item, record["response"]) for item, record in open_])
-        for (_, record), judgement in zip(open_, judgements, strict=True):
-            if judgement:
-                record["by"], (record["right"], answer, record["label"], record["judge"]) = "judge", judgement
-                record["extracted"] = record["extracted"] or answer
-            elif judge.chat:
-                record["by"] = "judge failed"
-                if harness != "ours":                       # there it is wrong, of no class
-                    record["right"], record["label"] = 0.0, "failed"
+    asked = [p for pair in pairs for p in ([pair] if pair.kind == "prompt" else [pair, turned(pair)])]
+    ids, records = {letter: policy.processor.letter_ids(letter) for letter in "AB"}, []
+    for start in tqdm(range(0, len(asked), batch_size), desc="probe", leave=False, disable=None):
+        part = asked[start:start + batch_size]
+        rows = [choice(policy.processor.prompt(as_query(pair)), ids[pair.letter], ids["AB".replace(pair.letter, "")])
+                for pair in part]
+        with torch.no_grad():
+            right, wrong = policy.margins(rows)
+        for pair, margin in zip(part, (right - wrong).tolist(), strict=True):
+            records.append({"id": pair.id, "letter": pair.letter, "margin": margin,
+                            "chosen": pair.letter if margin > 0 else "AB".replace(pair.letter, "")})
     return records
 
 
-def scores_of(benchmark, records: list[dict]) -> dict:
-    """What scores.json says of a benchmark."""
-    from benchmarks import summary
-
-    def share(test) -> float:
-        return 100 * sum(map(test, records)) / len(records)
-    by_harness = summary(benchmark, [r | {"right": r["harness_right"], "label": ""} for r in records], resamples=0)
-    return {"n": len(records), "of": benchmark.rows, "partial": len(records) < benchmark.rows,
-            "headline": benchmark.headline, "unparsed": share(lambda r: not r["extracted"]),
-            "truncated": share(lambda r: r["status"] == "truncated"),
-            "too_long": sum(r["status"] == "too_long" for r in records),
-            "undecided": sum(r["right"] is None for r in records), "judged": sum(r["by"] == "judge" for r in records),
-            "judge": ", ".join(sorted({r["judge"] for r in records if r["by"] == "judge"})) or None,
-            "judge_failed": sum(r["by"] == "judge failed" for r in records),
-            "mean_tokens": sum(r["tokens"] for r in records) / len(records), "numbers": summary(benchmark, records),
-            # the same responses by the harness's rules alone; low and high differ by what it would ask a judge
-            "by_harness_rules": {name: [n["low"], n["high"]] for name, n in by_harness.items()}}
+def selection(records: list[dict]) -> dict:
+    """Accuracy with a 95 % interval over pairs, the same for each place of the right context, and position bias."""
+    by_pair: dict[str, list] = {}
+    for record in records:
+        by_pair.setdefault(record["id"], []).append(record["letter"] == record["chosen"])
+    places = {letter: [r["chosen"] == letter for r in records if r["letter"] == letter] for letter in "AB"}
+    both = [orders for orders in by_pair.values() if len(orders) == 2]
+    return {"pairs": len(by_pair), "pairs_in_both_orders": len(both),
+            "accuracy": float(np.mean([np.mean(orders) for orders in by_pair.values()])),
+            "interval": interval(list(by_pair.values())),
+            **{f"accuracy_{letter}": float(np.mean(hits)) if hits else None for letter, hits in places.items()},
+            "right_in_both_orders": float(np.mean([all(orders) for orders in both])) if both else None,
+            "says_A": float(np.mean([r["chosen"] == "A" for r in records])),
+            "margin": float(np.mean([r["margin"] for r in records]))}
 
 
-def bracket(number: dict | None) -> str:
-    """A score; with undecided items from all wrong to all right."""
-    if not number or number["low"] is None:
-        return "–"
-    low, high = (f"{number[end]:.1f}" for end in ("low", "high"))
-    return low if low == high else f"{low} to {high}"
+def interval(clusters: list[list], resamples: int = 2000) -> list[float]:
+    """95 % bootstrap interval of a mean; whole clusters are drawn, because what is inside belongs together."""
+    rng, n = np.random.default_rng(0), len(clusters)
+    sums, sizes = np.array([[sum(c), len(c)] for c in clusters], dtype=float).T
+    drawn = rng.integers(0, n, (resamples, n))
+    means = sums[drawn].sum(1) / sizes[drawn].sum(1)
+    return [float(x) for x in np.percentile(means, [2.5, 97.5])]
 
 
-def benchmark_table(scores: dict[str, dict], harness: str) -> str:
-    """table.md: the headline and the paper's columns of every benchmark, then the paper's averages."""
-    from benchmarks import BENCHMARKS, PAPER_AVERAGES, PAPER_MODELS, averages
+def run_probe(argv: list[str]) -> None:
+    from transformers.utils import logging
 
-    lines = ["| benchmark | number | score [95 % interval] | n | unparsed % | truncated % | undecided | "
-             + " | ".join(f"paper: {model}" for model in PAPER_MODELS) + " |", "|---|---|" + "---:|" * 8]
-    for name, s in scores.items():
-        benchmark = BENCHMARKS[name]
-        counts = [f"{s['n']} of {s['of']}" if s["partial"] else str(s["n"]), f"{s['unparsed']:.1f}",
-                  f"{s['truncated']:.1f}", str(s["undecided"])]
-        for i, column in enumerate(dict.fromkeys([benchmark.headline, *benchmark.paper])):
-            number = s["numbers"].get(column) or {"low": None, "interval": None}
-            span = " [{:.1f}, {:.1f}]".format(*number["interval"]) if number["interval"] else ""
-            cells = ["" if i else f"**{benchmark.title}**", column, bracket(number) + span, *("    " if i else counts),
-                     *(f"{v:.2f}" for v in benchmark.paper.get(column, ()))]
-            lines.append("| " + " | ".join(cells + ["–"] * (10 - len(cells))) + " |")
-    found = averages({name: s["numbers"] for name, s in scores.items()})
-    for area, mean in found.items():
-        cells = [f"**{area} average**", "mean of the ten columns", bracket(mean) if mean else "not formed", *"    "]
-        lines.append("| " + " | ".join([*cells, *(f"{v:.2f}" for v in PAPER_AVERAGES[area])]) + " |")
-    notes = [f"Prompts and rules: {harness}.", "An average is the plain mean of the ten columns that the paper has for "
-             "its area (those with paper numbers above)."]
-    missing = [b.title for b in BENCHMARKS.values() if b.name not in scores]
-    notes += [f"Not formed without {', '.join(missing)}."] if missing else []
-    parts = [BENCHMARKS[name].title for name, s in scores.items() if s["partial"]]
-    notes += [f"Only a part of the benchmark, not to be compared with the paper: {', '.join(parts)}."] if parts else []
-    notes += [f"{BENCHMARKS[name].title}: {s['judge_failed']} judgements failed." for name, s in scores.items()
-              if s["judge_failed"]]
-    notes += [f"{BENCHMARKS[name].title}: {s['too_long']} prompts were too long for the context and count as wrong."
-              for name, s in scores.items() if s["too_long"]]
-    return "\n".join([*lines, "", *notes, ""])
-
-
-# ------------------------------------------------------------------------------------------------- samples.html
-
-STYLE = """body { font: 15px/1.5 system-ui, sans-serif; color: #1c2430; background: #f5f6f8; margin: 0 }
-main { max-width: 1100px; margin: 0 auto; padding: 24px } h1 { font-size: 24px; margin: 0 } h2 { margin: 36px 0 8px }
-h2 small { font-weight: normal; font-size: 14px; color: #5a6675 } p.note { color: #5a6675; margin: 4px 0 }
-article { display: grid; grid-template-columns: 220px 1fr 1fr; gap: 4px 20px; background: #fff; padding: 16px;
-border: 1px solid #dde2e8; border-left: 5px solid #9aa5b1; border-radius: 6px; margin: 12px 0 }
-article.right { border-left-color: #2c8a57 } article.wrong { border-left-color: #c2453f } article > * { min-width: 0 }
-img { max-width: 220px; max-height: 220px; border-radius: 3px } h3 { font-size: 12px; margin: 0; color: #5a6675;
-text-transform: uppercase; letter-spacing: .04em } pre { font: 13px/1.45 ui-monospace, monospace; white-space: pre-wrap;
-overflow-wrap: anywhere; margin: 2px 0 8px; max-height: 340px; overflow-y: auto } b.boxed { background: #fff1b8 }
-dl { grid-column: 1 / 4; display: flex; flex-wrap: wrap; gap: 4px 24px; margin: 0; padding-top: 8px;
-border-top: 1px solid #e8ebef } dt { color: #5a6675; display: inline } dd { display: inline; margin: 0 0 0 6px;
-font-weight: 600; overflow-wrap: anywhere }
-@media (max-width: 760px) { article { display: block } }"""
-
-
-def thumbnail(picture: bytes) -> str:
-    from data import as_seen
-
-    with Image.open(io.BytesIO(picture)) as file:
-        small = as_seen(file)
-    small.thumbnail((440, 440))
-    out = io.BytesIO()
-    small.save(out, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"
-
-
-def samples_page(parts: list[tuple], args) -> str:
-    """parts: (benchmark, items, rows, records, scores).  Every text is untrusted: show() escapes it."""
-    import benchmarks
-    from report import show
-
-    body, how = "", "greedy" if args.temperature == 0 else f"temperature {args.temperature:g}"
-    for benchmark, items, rows, records, scores in parts:
-        head = scores["numbers"][benchmark.headline]
-        body += (f"<h2>{show(benchmark.title)} <small>{show(benchmark.headline)} <b>{bracket(head)}</b>, {scores['n']} "
-                 f"samples; licence: {show(benchmark.licence)}</small></h2>")
-        ordered = sorted(range(len(items)), key=lambda i: (records[i]["right"] is None, records[i]["right"]))
-        chosen = sorted({ordered[i * (len(ordered) - 1) // 4] for i in range(5)})      # right, wrong and undecided ones
-        for item, record in ((items[i], records[i]) for i in chosen):
-            css, words = {1.0: ("right", "right"), 0.0: ("wrong", "wrong")}.get(record["right"], ("", "undecided"))
-            facts = {"extracted": record["extracted"] or "nothing", "reference": record["gold"], "score": words,
-                     "by": record["by"], "response": f"{record['status']}, {record['tokens']} tokens", "id": item.id}
-            prompt = "\\boxed{}".join(show(part) for part in record["prompt"].split("\\boxed{}"))   # not as an answer
-            picture = thumbnail(benchmarks.image_of(benchmark, rows, item))
-            if record["by"] == "undecided":
-                del facts["by"]
-            body += (f"<article class='{css}'><img src='{picture}' alt=''>"
-                     f"<div><h3>prompt</h3><pre>{prompt}</pre></div><div><h3>response</h3>"
-                     f"<pre>{show(record['response']) or '(empty)'}</pre></div><dl>"
-                     + "".join(f"<div><dt>{k}</dt><dd>{show(str(v))}</dd></div>" for k, v in facts.items())
-                     + "</dl></article>")
-    return (f"<!doctype html><html lang=en><meta charset=utf-8><title>Benchmark samples</title><style>{STYLE}</style>"
-            f"<main><h1>Benchmark samples</h1><p class=note>{show(args.model)}, prompts and rules: {args.harness}, "
-            f"{how}. Holds rows of the benchmarks: mind their licences before you pass it on.</p>{body}</main></html>")
-
-
-def run(argv: list[str]) -> None:
-    import benchmarks
-
-    parser = argparse.ArgumentParser(prog="eval.py run", description="The eleven benchmarks of the paper.")
+    parser = argparse.ArgumentParser(prog="eval.py probe", description="Selection accuracy on context pairs.")
     parser.add_argument("--model", default="assets/toy")
-    parser.add_argument("--benchmarks", default="all", help=f"with commas between: {', '.join(benchmarks.BENCHMARKS)}")
-    parser.add_argument("--data_dir", help="has <benchmark>*.parquet or .jsonl; default: the hub")
-    parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--engine", choices=("transformers", "vllm"), default="transformers")
-    parser.add_argument("--harness", choices=benchmarks.HARNESSES, default="ours", help="whose prompts and rules")
-    parser.add_argument("--judge", help="OpenAI-compatible server(s): URL[,URL]; without one what no rule can decide "
-                                        "stays undecided and scores are given as from ... to ...")
+    parser.add_argument("--pairs", default="toy", help="as pairs.py reads them; default: the built-in world's held-out")
+    parser.add_argument("--max_pixels", type=int, default=3_000_000)
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--out", type=Path, help="JSON file for the numbers and one record per question")
+    args = parser.parse_args(argv)
+    import toy
+    from pairs import load_pairs
+    from policy import Policy
+
+    logging.disable_progress_bar()
+    pairs = toy.heldout_pairs() if args.pairs == "toy" else load_pairs(args.pairs)
+    try:
+        policy = Policy(args.model, Processor(args.model, args.max_pixels), reference=False, device=device())
+    except (OSError, ValueError, RuntimeError, AttributeError, KeyError) as error:
+        raise DataError(f"cannot load model {args.model}: {(str(error).splitlines() or [''])[0]}") from None
+    records = probe(policy, pairs, args.batch_size)
+    found = selection(records)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(found | {"model": args.model, "records": records}, indent=2))
+    low, high = found["interval"]
+
+    def show(name: str) -> str:
+        return "–" if found[name] is None else f"{found[name]:.3f}"
+    print(f"selection accuracy {found['accuracy']:.3f}  [{low:.3f}, {high:.3f}]  ({found['pairs']} pairs, "
+          f"{found['pairs_in_both_orders']} of them in both orders; chance 0.5)\n"
+          f"  right context is A {show('accuracy_A')}, is B {show('accuracy_B')}; right in both orders "
+          f"{show('right_in_both_orders')} (chance 0.25)\n"
+          f"  says A in {found['says_A']:.3f} of the questions: position bias {found['says_A'] - 0.5:+.3f}; "
+          f"mean margin {found['margin']:+.2f}")
+
+
+# ------------------------------------------------------------------------------------ the verifier's own errors
+
+PAPER_FLAGGED = {"paper, 32B": (46.25, 50.03, 81.98), "paper, 235B": (51.25, 54.60, 82.12)}      # Table 2
+
+
+def load_labelled(path: Path) -> list[tuple[Query, str, bool]]:
+    """-> (query, response, sound).  A bad row is skipped, counted and named; none at all is an error."""
+    items, bad = [], []
+    for where, line in json_lines(path):
+        try:
+            try:
+                row = json.loads(line)
+                response, sound = row.pop("response"), row.pop("sound")
+            except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+                missing = f"field {error} is missing" if isinstance(error, KeyError) else "not a JSON object"
+                raise DataError(missing) from None
+            if not isinstance(response, str) or not isinstance(sound, bool):
+                raise DataError("'response' must be a text and 'sound' true or false")
+            items.append((query_of_line(json.dumps(row).encode(), path.parent), response, sound))
+        except DataError as error:
+            bad.append(f"{where}: {error}")
+    if not items:
+        raise DataError(f"no labelled response in {path}" + (f", the first bad row: {bad[0]}" if bad else ""))
+    if bad:
+        print(*(f"skipped {problem}" for problem in bad[:10]), f"{len(bad)} bad rows skipped, {len(items)} read",
+              sep="\n", file=sys.stderr)
+    return items
+
+
+def toy_labelled(models: list[str], seeds: list[int], queries: int, samples: int) -> list[tuple[Query, str, bool]]:
+    """Responses of checkpoints to queries of the built-in world, labelled by its exact verifier, one of each text; and
+    a worked solution of each query: the warm start has no sound response to a hard one."""
+    import toy
+    from sampler import stage1
+
+    asked = toy.heldout_queries(queries // 4)
+    exact, items = toy.ToyVerifier("solution"), {(q.id, "worked"): (q, toy.solve(q.facts), True) for q in asked}
+    for model in models:
+        engine, processor = load_engine(model)
+        prompts = [processor.prompt(q) for q in asked]
+        for seed in seeds:
+            for query, drawn in zip(asked, stage1(engine, prompts, [q.id for q in asked], samples, (seed, "verifier"))):
+                for sample in drawn:
+                    items[query.id, sample.text] = (query, sample.text, exact.judge_one(query, sample.text).correct)
+    return list(items.values())
+
+
+def verifier_errors(verifier, items: list[tuple[Query, str, bool]]) -> dict:
+    """What a verifier does with false positives (right answer, wrong reasoning), sound responses and wrong answers."""
+    verdicts = verifier.judge([query for query, _, _ in items], [text for _, text, _ in items])
+    kinds: dict[str, dict[str, list]] = {"false positives": {}, "sound": {}, "wrong answers": {}}
+    failed = Counter()
+    for (query, text, sound), verdict in zip(items, verdicts, strict=True):
+        kind = "sound" if sound else "false positives" if answers_match(query, text) else "wrong answers"
+        if verdict.status is VerdictStatus.FAILED:
+            failed[kind] += 1
+        else:
+            kinds[kind].setdefault(query.id, []).append(not verdict.correct)
+    return {kind: {"n": sum(map(len, by_query.values())), "failed": failed[kind],
+                   "rejected": 100 * float(np.mean([x for c in by_query.values() for x in c])) if by_query else None,
+                   "interval": [100 * x for x in interval(list(by_query.values()))] if by_query else None}
+            for kind, by_query in kinds.items()}
+
+
+def verifier_table(found: dict[str, dict[str, dict]]) -> str:
+    def cell(part: dict) -> str:
+        return "{:.1f} [{:.1f}, {:.1f}]".format(part["rejected"], *part["interval"]) if part["interval"] else "–"
+
+    lines = ["| verifier | is told | false positives flagged, % | good reasoning rejected, % "
+             "| wrong answers accepted, % | failed verdicts |", "|---|---|---|---|---|---|"]
+    for name, levels in found.items():
+        for context, kinds in levels.items():
+            wrong = kinds["wrong answers"]
+            accepted = dict(wrong, rejected=None if wrong["rejected"] is None else 100 - wrong["rejected"],
+                            interval=wrong["interval"] and [100 - x for x in reversed(wrong["interval"])])
+            cells = [name, context, cell(kinds["false positives"]), cell(kinds["sound"]), cell(accepted),
+                     str(sum(kind["failed"] for kind in kinds.values()))]
+            lines.append(f"| {' | '.join(cells)} |")
+    for name, flagged in PAPER_FLAGGED.items():
+        lines += [f"| {name} | {context} | {value:.2f} | not measured | not measured | |"
+                  for context, value in zip(CONTEXTS, flagged)]
+    return "\n".join(lines)
+
+
+def verifier_figure(found: dict[str, dict[str, dict]], target: Path) -> None:
+    """Two panels of bars, a group for each level of context; the paper has the left one only."""
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 3.6), sharey=True, width_ratios=[1 + 0.4 * bool(found), 1])
+    for axis, kind in zip(axes, ("false positives", "sound")):
+        bars = {name: [(levels[c][kind]["rejected"], levels[c][kind]["interval"]) if c in levels else (None, None)
+                       for c in CONTEXTS] for name, levels in found.items()}
+        if kind == "false positives":
+            bars |= {name: [(value, None) for value in flagged] for name, flagged in PAPER_FLAGGED.items()}
+        width = 0.8 / len(bars)
+        for i, (name, values) in enumerate(bars.items()):
+            for c, (value, span) in enumerate(values):
+                if value is not None:
+                    error = [[max(value - span[0], 0)], [max(span[1] - value, 0)]] if span else None
+                    axis.bar(c + (i - (len(bars) - 1) / 2) * width, value, 0.92 * width, yerr=error, capsize=2,
+                             color=f"C{i}" if name in found else ("0.55", "0.75")[i % 2],
+                             label=name if c == 0 else None)
+        axis.set(xticks=range(len(CONTEXTS)), xticklabels=[f"told: {c}" for c in CONTEXTS], ylim=(0, 105),
+                 title={"false positives": "false positives flagged, %", "sound": "good reasoning rejected, %"}[kind])
+        axis.grid(axis="y", alpha=0.25)
+        axis.set_axisbelow(True)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncol=4, frameon=False)
+    figure.tight_layout(rect=(0, 0.1, 1, 1))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=150)
+    print(f"figure: {target}")
+
+
+def run_verifier(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="eval.py verifier", description="A verifier's own errors.")
+    parser.add_argument("--responses", type=Path, help="labelled responses; default: of the built-in world")
+    parser.add_argument("--verifier", help="server(s) of a judge: URL[,URL]; default: the built-in world's two")
     parser.add_argument("--judge_model", default="", help="its name; default: the only one served")
     parser.add_argument("--judge_timeout", type=float, default=120.0)
-    parser.add_argument("--limit", type=int, default=0, help="only the first N units (rows, or groups of rows)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="default: 0, greedy")
-    parser.add_argument("--max_new_tokens", type=int, default=16384)
-    parser.add_argument("--max_pixels", type=int, default=3_000_000)
-    parser.add_argument("--max_context", type=int, default=40960, help="for vLLM; at most the model's own")
-    parser.add_argument("--batch_size", type=int, default=64, help="responses that are generated together")
-    parser.add_argument("--engine_memory", type=float, default=0.85, help="vLLM's share of the GPU")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--concurrency", type=int, default=16)
+    parser.add_argument("--contexts", nargs="+", choices=CONTEXTS, default=list(CONTEXTS))
+    parser.add_argument("--models", nargs="+", default=["assets/toy"], help="built-in world: whose responses")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[2, 3, 4], help="built-in world: of the responses")
+    parser.add_argument("--queries", type=int, default=256, help="built-in world: a quarter of each family")
+    parser.add_argument("--samples", type=int, default=4, help="built-in world: per query, seed and checkpoint")
+    parser.add_argument("--figure", type=Path, default=Path("runs/verifier.png"))
     args = parser.parse_args(argv)
-    names = list(benchmarks.BENCHMARKS) if args.benchmarks == "all" else args.benchmarks.split(",")
+    import toy
+
+    if args.responses and not args.verifier:
+        raise DataError("--responses needs --verifier: the built-in world's verifiers know its own pictures only")
+    items = load_labelled(args.responses) if args.responses else toy_labelled(args.models, args.seeds, args.queries,
+                                                                              args.samples)
+    if args.verifier:
+        from judge import OpenAIChat
+
+        chat = OpenAIChat(args.verifier, args.judge_model, args.judge_timeout)
+        chat.check()
+        judges = {chat.model: lambda context: Verifier(chat, context, args.concurrency)}
+    else:
+        onlooker = toy.Onlooker(*load_engine("assets/toy", 64))
+        judges = {"exact (built-in world)": toy.ToyVerifier,
+                  "onlooker (built-in world)": lambda context: Verifier(onlooker, context)}
+    found = {name: {context: verifier_errors(judge(context), items) for context in args.contexts}
+             for name, judge in judges.items()}
+    kinds = next(iter(next(iter(found.values())).values()))
+    print(", ".join(f"{part['n'] + part['failed']} {kind}" for kind, part in kinds.items())
+          + (f" (seeds {', '.join(map(str, args.seeds))})" if not args.responses else "")
+          + "; 95 % intervals by bootstrap over queries\n")
+    print(verifier_table(found) + "\n")
+    verifier_figure(found, args.figure)
+
+
+# ------------------------------------------------------------------------------------------------- command line
+
+def device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load_engine(model: str, max_new_tokens: int = 32):
+    """-> (engine, processor) of a checkpoint, in transformers."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+    from transformers.utils import logging
+
+    from sampler import HFEngine
+
+    logging.disable_progress_bar()
     try:
-        for name in names:
-            if name not in benchmarks.BENCHMARKS:
-                raise DataError(f"no benchmark {name!r}; there are {', '.join(benchmarks.BENCHMARKS)}")
-        if args.limit < 0 or not 0 <= args.temperature < float("inf"):
-            raise DataError("--limit and --temperature cannot be negative or no number")
-        if min(args.batch_size, args.max_new_tokens, args.max_pixels, args.max_context) < 1:
-            raise DataError("--batch_size, --max_new_tokens, --max_pixels and --max_context cannot be 0 or negative")
-        if args.data_dir and args.output_dir.resolve() == Path(args.data_dir).resolve():
-            raise DataError("--output_dir is --data_dir: samples would be taken for data")
-        try:
-            args.output_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(f"--output_dir {args.output_dir}: {error.strerror}") from None
-        print(run_benchmarks([benchmarks.BENCHMARKS[name] for name in dict.fromkeys(names)], args))
-    except (DataError, JudgeError) as error:
+        processor = Processor(model)
+        loaded = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32).to(device())
+    except (OSError, ValueError, RuntimeError, AttributeError, KeyError) as error:
+        raise DataError(f"cannot load model {model}: {(str(error).splitlines() or [''])[0]}") from None
+    return HFEngine(loaded, processor, max_new_tokens=max_new_tokens), processor
+
+
+def main() -> None:
+    commands = {"probe": run_probe, "verifier": run_verifier}
+    try:
+        if sys.argv[1:2] == ["run"]:
+            from scoring import run
+
+            run(sys.argv[2:])
+        elif sys.argv[1:2] and sys.argv[1] in commands:
+            commands[sys.argv[1]](sys.argv[2:])
+        else:
+            run_measure()
+    except (DataError, JudgeError, VerifierUnreliable) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
 
-def run_benchmarks(chosen: list, args) -> str:
-    """Everything is read and checked before a model is loaded.  -> the table."""
-    import benchmarks
-
-    folder, parts = args.output_dir, []
-    settings = settle(args, folder)
-    judge = Judge(args.judge, args.judge_model, args.judge_timeout, folder / "judge.jsonl")
-    loaded = []
-    for benchmark in chosen:
-        rows = benchmarks.load_rows(benchmark, args.data_dir)
-        items = benchmarks.load_items(benchmark, rows, args.limit)
-        settings["prompts"][benchmark.name] = benchmarks.templates(benchmark, items, rows, args.harness)
-        loaded.append((benchmark, items, rows))
-    write(folder / "settings.json", json.dumps(settings, indent=2, ensure_ascii=False))
-    ready, earlier = Ready(args), folder / "scores.json"                # benchmarks of earlier commands stay
-    scores = read_json(earlier, "benchmarks")["benchmarks"] if earlier.is_file() else {}
-    for benchmark, items, rows in loaded:
-        file = folder / f"{benchmark.name}.jsonl"
-        records = score(benchmark, items, sample(benchmark, items, rows, ready, file), args.harness, judge)
-        write_rows(file, records)
-        scores[benchmark.name] = scores_of(benchmark, records)
-        parts.append((benchmark, items, rows, records, scores[benchmark.name]))
-    scores = {name: scores[name] for name in benchmarks.BENCHMARKS if name in scores}
-    averages = benchmarks.averages({name: s["numbers"] for name, s in scores.items()})
-    write(folder / "scores.json", json.dumps({**settings, "benchmarks": scores, "averages": averages}, indent=2))
-    table_ = benchmark_table(scores, args.harness)
-    write(folder / "table.md", table_)
-    write(folder / "samples.html", samples_page(parts, args))
-    return f"{table_}\n{folder}/samples.html"
-
-
-# --------------------------------------------------------------------------------------------- the built-in world
-
-def main() -> None:
-    if sys.argv[1:2] == ["run"]:
-        return run(sys.argv[2:])
+def run_measure() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="assets/toy")
     parser.add_argument("--data", help="JSONL of held-out queries; default: the built-in world")
@@ -517,21 +370,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max_new_tokens", type=int, default=32)
     args = parser.parse_args()
-    import torch
-    from transformers import AutoModelForImageTextToText
-
     import toy                                  # the built-in world's exact verifier
     from data import load_queries
-    from sampler import HFEngine
 
     queries = load_queries(args.data) if args.data else toy.heldout_queries()
-    processor = Processor(args.model)
-    engine = HFEngine(AutoModelForImageTextToText.from_pretrained(args.model, dtype=torch.float32), processor,
-                      max_new_tokens=args.max_new_tokens)
+    engine, processor = load_engine(args.model, args.max_new_tokens)
     records = measure(engine, processor, queries, toy.ToyVerifier(), 0.0 if args.greedy else 1.0,
                       (args.seed, "evaluation"), quiet=False)
     print(table({args.model: summarise(records, toy.COUNTED if not args.data else None)}))
 
 
 if __name__ == "__main__":
-    main()
+    import eval as evaluation       # not this copy of it: what the readers raise has to be what main() catches
+
+    evaluation.main()

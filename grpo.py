@@ -1,13 +1,15 @@
 """Groups, advantages, context rollback, log-probs and the loss.  Knows nothing of text, images or engines.
 
 Top to bottom: member -> group -> advantages (eq. A) -> log-prob of the sampled token, by definition and fused with
-the language-model head (eq. 1 to 4) -> loss (eq. L).
+the language-model head (eq. 1 to 4) -> loss (eq. L) -> auxiliary loss of context pairs (eq. C, another paper).
 
 Paper: ContextRL, arXiv 2602.22623, section 3.3.  Its symbols are used in this file only:
     K   stage-1 samples of a query        P(x)  verified, independent retries of a query
     R   reward, 0 or 1                    A     advantage within the group
     λ   scale of a mixed group            β     KL coefficient
     ρ   ratio pi_theta / pi_old           ε     clip range (ε_low, ε_high)
+Second paper: Context-Aware RL, arXiv 2606.17053, section on the auxiliary objective:
+    Δ   margin between two letters        c     limit of the margin
 
     python grpo.py        checks loss and log-probs, then times the log-probs beside their peers
 """
@@ -422,6 +424,31 @@ def policy_loss(logp_T: torch.Tensor, old_T: torch.Tensor, advantage_T: torch.Te
         loss = loss + kl_coef * (weight_T * k3 * kl_T).sum()
         sums |= {"kl": (k3 * on_policy_T).sum().detach(), "kl_rolled_back": (k3 * ~on_policy_T).sum().detach()}
     return loss, sums
+
+
+def context_loss(right_N: torch.Tensor, wrong_N: torch.Tensor, limit: float = 5.0, hard: bool = True,
+                 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """(C)  which of two contexts supports the answer?  Summed over context pairs; arXiv 2606.17053.
+
+        L = Σ_n - log σ( clip(Δ_n, -c, c) ),   Δ = logit(right letter) - logit(wrong letter)
+
+    right_N, wrong_N [N] fp32: log-probs (or logits, the difference is the same) of the two option letters at the one
+    position where the answer is due.  No sampling, no reward.  `hard`: as published, where the gradient is zero beyond
+    BOTH limits, so a pair that is answered very wrongly is never learnt; not hard: min(Δ, c), whose gradient stays -1
+    there.  Returns the SUM and sums of metrics, like policy_loss.
+
+    A right letter ahead by 1.2, one behind by 1.2, and one beyond the limit:
+
+    >>> loss = lambda margin: context_loss(torch.tensor([margin]), torch.zeros(1))[0].item()
+    >>> round(loss(1.2), 3), round(loss(-1.2), 3), round(loss(9.0), 4)
+    (0.263, 1.463, 0.0067)
+    """
+    margin = right_N - wrong_N
+    loss = -F.logsigmoid(margin.clamp(-limit if hard else None, limit)).sum()
+    margin = margin.detach()
+    return loss, {"context_pairs": torch.ones_like(margin).sum(), "context_loss": loss.detach(),
+                  "context_right": (margin > 0).float().sum(), "context_margin": margin.sum(),
+                  "context_hopeless": (margin < -limit).float().sum()}
 
 
 def check() -> bool:

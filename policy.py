@@ -83,6 +83,12 @@ class Row:
         return self.length - len(self.members)
 
 
+def choice(prompt: Prompt, right: list[int], wrong: list[int]) -> Row:
+    """A context pair as a row: its members are the forms of the two letters, one token each, R = 1 for the right one.
+    They add no input, so the pair costs one pass of its prompt."""
+    return Row(prompt, [grpo.Member([token], [], float(token in right)) for token in [*right, *wrong]])
+
+
 @dataclass
 class UpdateSettings:
     """What the optimiser step needs of the method's settings (see config.py)."""
@@ -97,6 +103,9 @@ class UpdateSettings:
     stage2_old_logprob: bool = False      # the trap: keep the engine's log-prob of the stage-2 prompt
     micro_batch_tokens: int = 4096        # tokens of a forward pass, padding included
     max_grad_norm: float = 1.0
+    context_weight: float = 0.005         # of the auxiliary loss of context pairs (arXiv 2606.17053), if there are any
+    context_limit: float = 5.0            # its margin has no gradient beyond
+    context_hard: bool = True             # ... on either side, as published
 
 
 class Scorer(torch.nn.Module):
@@ -243,18 +252,22 @@ class Policy:
 
     # ----------------------------------------------------------------------------------------------- update
 
-    def update(self, groups: list[grpo.Group], step: int, settings: UpdateSettings) -> dict[str, float]:
+    def update(self, groups: list[grpo.Group], step: int, settings: UpdateSettings,
+               choices: list[Row] = ()) -> dict[str, float]:
         """One batch of groups -> `minibatches` optimiser steps.  All ranks call it, each with the groups it sampled
-        (or none): they are put back into the batch's order and dealt anew, so the update is that of one process."""
+        (or none): they are put back into the batch's order and dealt anew, so the update is that of one process.
+        `choices`: context pairs for the auxiliary loss, dealt in the same way."""
         rows = [Row(g.prompt, g.members) for g in in_batch_order(all_gather(groups))
                 if g.kind in (grpo.GroupKind.ONLINE, grpo.GroupKind.MIXED)]
+        pairs = in_batch_order(all_gather(list(choices)))
         parts = [rows[i::settings.minibatches] for i in range(settings.minibatches)]
+        pairs = [pairs[i::settings.minibatches] for i in range(settings.minibatches)]
         old = [self._old_logprobs(part, settings) for part in parts] if settings.minibatches > 1 else [None]
         sums: dict[str, float] = {}
-        norms = [self._optimizer_step(parts[0], old[0], step, settings, sums)]
+        norms = [self._optimizer_step(parts[0], old[0], step, settings, sums, pairs[0])]
         first = dict(sums)                                # of log-probs from before anything moved: the ratio must be 1
-        for part, before in zip(parts[1:], old[1:], strict=True):
-            norms.append(self._optimizer_step(part, before, step, settings, sums))
+        for part, before, more in zip(parts[1:], old[1:], pairs[1:], strict=True):
+            norms.append(self._optimizer_step(part, before, step, settings, sums, more))
 
         worst_gap = max(all_gather(sums.get("engine_gap_max", 0.0)))
         total, first = over_ranks(sums), over_ranks(first)
@@ -263,7 +276,10 @@ class Policy:
             return of[name] / max(of[count], 1)
 
         mass = total["rolled_back_mass"] + total["on_policy_mass"]
-        return {"loss": total["loss"], "grad_norm": max(norms), "learning_rate": self.learning_rate_at(step),
+        context = {f"context/{name}": mean(f"context_{key}", "context_pairs") for name, key in
+                   (("loss", "loss"), ("accuracy", "right"), ("margin", "margin"), ("hopeless_share", "hopeless"))}
+        return {**(context if total["context_pairs"] else {}), "loss": total["loss"],
+                "grad_norm": max(norms), "learning_rate": self.learning_rate_at(step),
                 "ratio": mean("ratio") if total["tokens"] else None,
                 "ratio_before_update": mean("ratio", of=first) if first["tokens"] else None,
                 "kl_before_update": mean("kl", "on_policy_tokens", first),
@@ -295,9 +311,10 @@ class Policy:
         return Row(self.processor.prompt(Query("tiny", [picture.getvalue()], ".", "-", "-")), [])
 
     def gradient(self, rows: list[Row], settings: UpdateSettings, old: list | None = None,
-                 sums: dict | None = None) -> None:
+                 sums: dict | None = None, choices: list[Row] = ()) -> None:
         """Leaves in `.grad` the gradient of the mean loss over `rows`, the same list on all ranks: equal for any
-        number of ranks and any micro-batches, because sums are divided once, by a count over all of them."""
+        number of ranks and any micro-batches, because sums are divided once, by a count over all of them.  The
+        auxiliary loss of `choices` is added with its weight and a count of its own, so neither thins the other."""
         sums = {} if sums is None else sums
         members = [m for row in rows for m in row.members]
         count = max(sum(len(m.ids) for m in members) if settings.token_mean else len(members), 1)   # THE division
@@ -305,6 +322,9 @@ class Policy:
         for i, batch in enumerate(self._deal(rows, settings.micro_batch_tokens)):
             loss = self._loss(batch, None if old is None else old[i], settings, sums, count)
             (loss * self.world / count).backward()             # FSDP averages over ranks, we want the sum
+        for batch in self._deal(choices, settings.micro_batch_tokens):
+            loss = self._context_loss(batch, settings, sums)
+            (settings.context_weight * loss * self.world / len(choices)).backward()
         for p in self.parameters.values():                     # e.g. no picture in the batch: zero, not skipped
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
@@ -348,14 +368,33 @@ class Policy:
         sums["engine_gap_max"] = max([sums.get("engine_gap_max", 0.0), *(gap_T.abs() * on_policy_T).tolist()])
         return loss
 
+    def margins(self, batch: list[Row]) -> tuple[torch.Tensor, torch.Tensor]:
+        """-> log-probs of the right and of the wrong letter of every choice, at temperature 1 up to a constant that
+        both share: [N], [N].  A letter may have two forms, with and without a blank before it: the likelier counts."""
+        logp = self.logprobs(self.pack(batch))[0] * self.scorer.temperature
+        best, at = [], 0
+        for row in batch:
+            if row.members:                                               # else the tiny one
+                forms = torch.tensor([m.reward == 1.0 for m in row.members], device=self.device)
+                own = logp[at:at + len(forms)]
+                best.append(torch.stack([own[forms].max(), own[~forms].max()]))
+                at += len(forms)
+        return (torch.stack(best) if best else logp.view(0, 2)).unbind(1)
+
+    def _context_loss(self, batch: list[Row], settings: UpdateSettings, sums: dict) -> torch.Tensor:
+        loss, more = grpo.context_loss(*self.margins(batch), settings.context_limit, settings.context_hard)
+        for key, value in more.items():
+            sums[key] = sums.get(key, 0.0) + value.item()
+        return loss
+
     @torch.no_grad()
     def _old_logprobs(self, rows: list[Row], settings: UpdateSettings) -> list[torch.Tensor]:
         """With several updates per batch: log-probs before the first, in the same micro-batches as the updates."""
         return [self.logprobs(self.pack(batch))[0] for batch in self._deal(rows, settings.micro_batch_tokens)]
 
-    def _optimizer_step(self, rows, old, step: int, settings: UpdateSettings, sums: dict) -> float:
+    def _optimizer_step(self, rows, old, step: int, settings: UpdateSettings, sums: dict, choices: list[Row]) -> float:
         """-> norm of the gradient before clipping; the learning rate is that of `step`."""
-        self.gradient(rows, settings, old, sums)
+        self.gradient(rows, settings, old, sums, choices)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), settings.max_grad_norm)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if not torch.isfinite(norm):          # the summed gradient is the same on all ranks: all stop together
@@ -484,9 +523,12 @@ def tree_attention(module, query, key, value, attention_mask, scaling=None, **_)
 
 def split(rows: list[Row], budget: int) -> list[Row]:
     """Cuts groups that are longer than `budget` tokens between members (the prompt is then repeated); a single member
-    that is longer stays whole."""
+    that is longer stays whole, and so do members of one token each, which add no input: the letters of a choice."""
     pieces: list[Row] = []
     for row in rows:
+        if all(len(member.ids) == 1 for member in row.members):
+            pieces += [row] if row.members else []
+            continue
         current: list[grpo.Member] = []
         for member in row.members:
             if current and Row(row.prompt, current + [member]).length > budget:

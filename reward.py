@@ -331,7 +331,7 @@ class Verifier:
     def _judge(self, pairs: list[tuple[Query, str]], ask) -> list[Verdict]:
         if self.given_up:
             raise VerifierUnreliable(self.given_up)
-        verdicts = [self._by_rule(response) for _, response in pairs]
+        verdicts = [self._by_rule(*pair) for pair in pairs]
         # The failure window is about the judge, so it has no place for these: a policy that says nothing would hide
         # a dead judge behind them.
         self._add(verdicts=len(pairs), by_rule=sum(v is not None for v in verdicts))
@@ -352,7 +352,9 @@ class Verifier:
             self._count(verdicts[i])
         return verdicts
 
-    def _by_rule(self, response: str) -> Verdict | None:
+    def _by_rule(self, query: Query, response: str) -> Verdict | None:
+        if query.facts.get("rule"):                      # nothing but the answer matters: a context pair as a query
+            return Verdict.judged(answers_match(query, response))
         if says_nothing(response) or (self.context == "solution" and has_revision_cue(response)):
             return Verdict.judged(correct=False, consistent=False)
         return None

@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load, save_file
 
 import toy
+import warm_start
 from data import Processor, Query, save_queries
 from policy import Policy
 
@@ -34,7 +35,7 @@ ALONE = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTH
 def checkpoint(tmp_path_factory) -> str:
     """Folder of an untrained tiny Qwen3-VL with tokenizer, image processor and chat template."""
     folder = tmp_path_factory.mktemp("checkpoint")
-    toy.build_checkpoint(folder)
+    warm_start.build_checkpoint(folder)
     weights = load((folder / "model.safetensors").read_bytes())
     save_file({name: 4 * w if w.dim() > 1 else w for name, w in weights.items()}, folder / "model.safetensors",
               metadata={"format": "pt"})

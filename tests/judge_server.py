@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import random
-import re
 import socket
 import struct
 import sys
@@ -117,7 +116,7 @@ class Handler(BaseHTTPRequestHandler):
             server.in_flight += 1
             server.stats["calls"] += 1
             server.stats["max_in_flight"] = max(server.stats["max_in_flight"], server.in_flight)
-            asked = read_prompt(json.loads(body)["messages"][0]["content"][-1]["text"])
+            asked = toy.read_judge_prompt(json.loads(body)["messages"][0]["content"][-1]["text"])
             before = server.seen[asked]
             server.seen[asked] += 1
             server.requests.append({"path": self.path, "headers": dict(self.headers), "body": json.loads(body)})
@@ -135,7 +134,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(404, {"error": {"message": f"The model `{request.get('model')}` does not exist."}})
         *pictures, text = request["messages"][0]["content"]
         images = [base64.b64decode(part["image_url"]["url"].partition(",")[2]) for part in pictures]
-        question, response = read_prompt(text["text"])
+        question, response = toy.read_judge_prompt(text["text"])
         query = self.server.queries.get((hashlib.sha256(images[0]).hexdigest() if images else "", question))
         if query is None or any(part["image_url"]["url"][:22] != "data:image/png;base64," for part in pictures):
             return self.reply(400, {"error": {"message": f"unknown picture for the question {question!r}"}})
@@ -177,13 +176,6 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(200, {"choices": [{"message": "fine"}]})
         else:
             self.reply(200, envelope)
-
-
-def read_prompt(text: str) -> tuple[str, str]:
-    """-> (question, response) of a judge's prompt: the response stands between the two equal boundary lines."""
-    question = re.search(r"\n\nQuestion:\n(.*?)\n\n(?:Reference|Generated solution:)", text, re.DOTALL)[1]
-    boundary = re.search(r"\n(=====[0-9a-f]{16}=====)\n\n[^\n]*Your JSON object:$", text)[1]
-    return question, text.split(f"\n{boundary}\n")[1]
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from conftest import ALONE, MODEL, ROOT
 
 import benchmarks
-import eval as evaluation
+import scoring
 from benchmarks import BENCHMARKS, image_bytes, interval, judge_prompt, lettered, read_judgement, summary, value
 from data import DataError
 from judge import Transient
@@ -563,7 +563,7 @@ def arguments(data_dir: Path, out: Path, names: str = "all", **more) -> SimpleNa
 def measure(args) -> tuple[dict, str]:
     names = list(BENCHMARKS) if args.names == "all" else args.names.split(",")
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    table = evaluation.run_benchmarks([BENCHMARKS[name] for name in names], args)
+    table = scoring.run_benchmarks([BENCHMARKS[name] for name in names], args)
     return json.loads((args.output_dir / "scores.json").read_text()), table
 
 
@@ -578,7 +578,7 @@ def test_all_eleven_end_to_end(whole):
     out, scores, table = whole
     assert list(scores["benchmarks"]) == list(BENCHMARKS)
     for name, s in scores["benchmarks"].items():
-        rows = evaluation.read_rows(out / f"{name}.jsonl")
+        rows = scoring.read_rows(out / f"{name}.jsonl")
         assert s["n"] == len(rows) > 0 and s["partial"] and s["of"] == BENCHMARKS[name].rows
         assert set(BENCHMARKS[name].paper) | {s["headline"]} <= set(s["numbers"]) | {"cross", "Reasoning", "general"}
         assert s["truncated"] > 0 and all(r["tokens"] <= 8 and r["prompt"] and "right" in r for r in rows)
@@ -667,9 +667,9 @@ def test_other_settings_are_refused(data, tmp_path):
 
 def test_the_harness_changes_prompts_and_scores(data, tmp_path):
     scores, table = measure(arguments(data, tmp_path, harness="vlmevalkit", limit=1))
-    rows = evaluation.read_rows(tmp_path / "hrbench8k.jsonl")
+    rows = scoring.read_rows(tmp_path / "hrbench8k.jsonl")
     assert rows[0]["prompt"].startswith("Question: how many red ?\nOptions:\nA. ")
-    rows = [r for name in BENCHMARKS for r in evaluation.read_rows(tmp_path / f"{name}.jsonl")]
+    rows = [r for name in BENCHMARKS for r in scoring.read_rows(tmp_path / f"{name}.jsonl")]
     assert len(rows) > 30 and not any("boxed" in r["prompt"] for r in rows)
     assert scores["benchmarks"]["simplevqa"]["undecided"] == 1 and "Prompts and rules: vlmevalkit." in table
 
@@ -711,11 +711,11 @@ def test_a_judge_can_be_added(data, tmp_path, chat, long_replies, monkeypatch):
     chat.says = lambda text: json.dumps({"extracted_answer": "x", "score": int("Choices" in text)})
     s = measure(arguments(data, tmp_path, "mathverse", limit=0, judge="http://h:1"))[0]["benchmarks"]["mathverse"]
     assert s["undecided"] == 0 and s["judged"] == 10 and s["numbers"]["accuracy"]["low"] == 50.0
-    assert {r["by"] for r in evaluation.read_rows(tmp_path / "mathverse.jsonl")} == {"judge"}
+    assert {r["by"] for r in scoring.read_rows(tmp_path / "mathverse.jsonl")} == {"judge"}
     asked = len(chat.calls)
     measure(arguments(data, tmp_path, "mathverse", limit=0, judge="http://h:1"))
     assert len(chat.calls) == asked <= 10                                              # known answers are not asked for
-    assert {r["model"] for r in evaluation.read_rows(tmp_path / "judge.jsonl")} == {s["judge"]} == {"judge"}
+    assert {r["model"] for r in scoring.read_rows(tmp_path / "judge.jsonl")} == {s["judge"]} == {"judge"}
     again = measure(args)[0]["benchmarks"]["mathverse"]                                # and stay without a judge
     assert again == s and len(chat.calls) == asked
     monkeypatch.setattr("judge.OpenAIChat.check", lambda self: setattr(self, "model", "other"))
@@ -816,10 +816,10 @@ def test_what_was_cut_off_has_no_answer():
                                            ("truncated", "The answer is A. Now I check", 1.0, "A"),
                                            ("completed", "A. Because it is so, and then the", 1.0, "A")]:
         row = {"id": "0", "response": text, "status": status}
-        found, = evaluation.score(BENCHMARKS["mme_realworld_lite"], [item], {"0": row}, "ours", judge)
+        found, = scoring.score(BENCHMARKS["mme_realworld_lite"], [item], {"0": row}, "ours", judge)
         assert (found["right"], found["extracted"]) == (right, extracted), text
     row = {"id": "0", "response": "", "status": "too_long"}
-    found, = evaluation.score(BENCHMARKS["mme_realworld_lite"], [item], {"0": row}, "ours", judge)
+    found, = scoring.score(BENCHMARKS["mme_realworld_lite"], [item], {"0": row}, "ours", judge)
     assert found["harness_right"] == 0.0
 
 
@@ -844,7 +844,7 @@ def test_wrong_command_lines(data, tmp_path, capsys):
                         (["--limit", "1", "--model", "no/model"], "error: cannot load model no/model: "),
                         (["--limit", "1", "--judge", "http://127.0.0.1:9"], "error: no verifier: http://127.0.0.1:9/v1")]:
         with pytest.raises(SystemExit) as ended:
-            evaluation.run(["--data_dir", str(data), "--output_dir", str(tmp_path / "o"), *wrong])
+            scoring.run(["--data_dir", str(data), "--output_dir", str(tmp_path / "o"), *wrong])
         said = [text for text in capsys.readouterr().err.splitlines() if text.startswith("error")]
         assert ended.value.code == 2 and len(said) == 1 and said[0].startswith(line), said
 

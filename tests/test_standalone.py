@@ -17,10 +17,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # The import of each component -> what must lie beside it.
 NEEDS = {"data": [], "sampler": ["data"], "answers": [], "reward": ["answers", "data"], "grpo": [],
-         "policy": ["data", "grpo"], "toy": ["answers", "data", "reward"], "report": [], "experiments": [],
+         "policy": ["data", "grpo"], "pairs": ["answers", "data"], "toy": ["answers", "data", "pairs", "reward"],
+         "warm_start": ["answers", "data", "pairs", "reward", "toy"], "report": [], "experiments": [],
          "eval": ["answers", "data", "reward", "sampler"], "judge": ["answers", "data", "reward", "sampler"],
          "config": ["policy", "grpo", "data"], "finevision": ["data"], "duplicates": ["data"], "funnel": ["data"],
-         "benchmarks": ["answers", "data", "reward"],
+         "benchmarks": ["answers", "data", "reward"], "scoring": ["answers", "data", "reward", "sampler"],
          "candidates": ["answers", "data", "duplicates", "finevision", "reward"],
          "build": ["answers", "candidates", "data", "duplicates", "finevision", "funnel", "judge", "reward", "sampler"],
          "runs": ["answers", "config", "data", "grpo", "policy", "reward", "sampler"]}

@@ -15,9 +15,11 @@ import pytest
 from PIL import Image
 
 import toy
+import warm_start
 from data import load_queries
 from reward import report_leaks
-from toy import HIDDEN, MISCONCEPTION, Problem, ToyVerifier, draw_problem, make_query, slip, solve
+from toy import HIDDEN, MISCONCEPTION, Problem, ToyVerifier, draw_problem, make_query, solve
+from warm_start import slip
 
 RED, BLUE = ("red", "circle"), ("blue", "square")
 SCENE = (RED, RED, RED, BLUE, BLUE, None, None, None, None)             # 3 red circles, 2 blue squares
@@ -170,7 +172,7 @@ def test_hard_queries_hold_one_hidden_word_and_other_families_none():
 def test_stage2_conversations_of_the_warm_start_hold_no_hidden_word():
     rng, seen = random.Random(2), 0
     for _ in range(200):
-        problem, failed, report, better = toy.retry_example(rng)
+        problem, failed, report, better = warm_start.retry_example(rng)
         assert not set(f"{problem.question} {failed} {report} {better}".split()) & set(HIDDEN)
         assert failed != better
         seen += any(better.startswith(p) for p in toy.PREAMBLES)
