@@ -52,9 +52,9 @@ INJECTION = {"all sound" if share == 0 else f"{share} % false": "--method sft --
 CONTEXT = {
     "GRPO": "--method grpo",
     "GRPO + pairs as data": "--method grpo --context_pairs {folder}/canonical/pairs.jsonl --context_as_data",
-    "GRPO + context loss": "--method grpo --context_pairs toy --context_weight 4",
+    "GRPO + context loss": "--method grpo --context_pairs toy --context_weight 4 --context_batch 64",
     "ContextRL": "--method contextrl",
-    "ContextRL + context loss": "--method contextrl --context_pairs toy --context_weight 4",
+    "ContextRL + context loss": "--method contextrl --context_pairs toy --context_weight 4 --context_batch 64",
 }
 # The paper's numbers on its own benchmarks, for the same rows: nothing here can be compared but the direction.
 PAPER = {
