@@ -50,7 +50,8 @@ class Query:
     solution: str                                  # full reference solution, as the verifier reads it
     answer: str                                    # its final answer
     family: str = "all"                            # subset name: accuracies are reported per family
-    facts: dict = field(default_factory=dict)      # anything more that a verifier knows of the picture
+    facts: dict = field(default_factory=dict)      # anything more that a verifier knows of the picture; with
+                                                   # {"rule": true} the final answer is all that counts, see reward.py
 
 
 @dataclass

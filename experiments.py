@@ -88,7 +88,7 @@ def run_one(label: str, arguments: str, seed: int, folder: Path) -> Path:
     target = folder / run_name(arguments, seed)
     if (target / "summary.json").exists():
         return target
-    command = ["contextrl.py", *arguments.format(folder=folder, seed=seed).split(),
+    command = ["contextrl.py", "--eval_every", "30", *arguments.format(folder=folder, seed=seed).split(),
                "--seed", str(seed), "--output_dir", str(target)] + (["--resume"] if target.exists() else [])
     start(command, f"{label}, seed {seed}")
     print(f"done: {label}, seed {seed}", flush=True)

@@ -115,16 +115,17 @@ def turned(pair: ContextPair) -> ContextPair:
 
 
 def as_query(pair: ContextPair) -> Query:
-    """What the policy is asked; the reference is the letter."""
+    """What the policy is asked; the reference is the letter, and no judge is needed to compare it.  (Its id is not the
+    pair's: a builder takes that from a query, which may be trained on as well.)"""
     ordered = (pair.supporting, pair.confounding) if pair.letter == "A" else (pair.confounding, pair.supporting)
     text = pair.prompt or {"image": IMAGE_PROMPT, "text": TEXT_PROMPT}[pair.kind]
-    values = {"question": pair.question, "answer": pair.answer} if not pair.prompt else {}
-    if pair.kind == "text":
-        values |= dict(zip("AB", ordered))
+    values = dict(zip("AB", ordered)) if pair.kind == "text" else {}
+    if not pair.prompt:
+        values |= {name: getattr(pair, name).replace(IMAGE_MARK, "").strip() for name in ("question", "answer")}
     # One pass over the marks, so that braces and marks inside the texts stay what they are.
     text = re.sub(r"\{(question|answer|A|B)\}", lambda m: values.get(m[1], m[0]), text)
-    return Query(pair.id, list(ordered) if pair.kind == "image" else [], text, pair.letter, pair.letter, FAMILY,
-                 {"rule": True})
+    images = list(ordered) if pair.kind == "image" else []
+    return Query(f"pair-{pair.id}", images, text, pair.letter, pair.letter, FAMILY, {"rule": True})
 
 
 def rows_of(source: str) -> Iterator[tuple]:
@@ -284,17 +285,18 @@ def save_pairs(pairs: list[ContextPair], path: str | Path) -> None:
 # ---------------------------------------------------------------------------------------------------- building
 # Each builder takes queries (or trajectories) and counts what it leaves out.
 
-def similar_pairs(queries: list[Query], vectors, cosine: float, left_out: Counter) -> Iterator[ContextPair]:
+def similar_pairs(queries: list[Query], vectors, least: float, left_out: Counter) -> list[ContextPair]:
     """Similarity search: for each query the nearest picture of the pool about which the SAME question has another
     answer, so the label needs no model.  `vectors` [n, d] float32, one row for the picture of each query.
 
-    Centred on the pool's mean first: the vectors of a vision tower share so much that else all are alike.
+    Centred on the pool's mean first: the vectors of a vision tower share so much that else all are alike.  What is
+    alike then depends on the model, so the cosines that were found are printed.
     """
     import numpy as np
 
     vectors = vectors - vectors.mean(axis=0)
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    asked = defaultdict(list)
+    found, cosines, asked = [], [], defaultdict(list)
     for i, query in enumerate(queries):
         asked[" ".join(query.question.lower().split())].append(i)
     for members in asked.values():
@@ -304,11 +306,17 @@ def similar_pairs(queries: list[Query], vectors, cosine: float, left_out: Counte
             other = next((members[j] for j in order if not same(queries[members[j]].answer, queries[i].answer)), None)
             if other is None:
                 left_out["no other answer to the question in the pool"] += 1
-            elif vectors[other] @ vectors[i] < cosine:
-                left_out[f"no picture with another answer within a cosine of {cosine}"] += 1
+                continue
+            cosines.append(float(vectors[other] @ vectors[i]))
+            if cosines[-1] < least:
+                left_out[f"no picture with another answer within a cosine of {least}"] += 1
             else:
-                yield ContextPair(queries[i].id, queries[i].question, queries[i].answer, queries[i].images[0],
-                                  queries[other].images[0])
+                found.append(ContextPair(queries[i].id, queries[i].question, queries[i].answer, queries[i].images[0],
+                                         queries[other].images[0]))
+    if cosines:
+        print("cosine of the nearest picture with another answer: " + ", ".join(
+            f"{share} % of the queries above {np.percentile(cosines, 100 - share):.2f}" for share in (90, 50, 10, 1)))
+    return found
 
 
 def picture_vectors(queries: list[Query], model: str):
@@ -468,7 +476,7 @@ def main() -> None:
             if args.command_ == "edit":
                 found = list(edited_pairs(queries, args.command, args.timeout, left_out))
             else:
-                found = list(similar_pairs(queries, read_vectors(args, queries), args.cosine, left_out))
+                found = similar_pairs(queries, read_vectors(args, queries), args.cosine, left_out)
         lines = [f"left out: {n}, {why}" for why, n in left_out.items() if n]
         if not found:
             raise DataError("; ".join(["no pair found", *lines]))

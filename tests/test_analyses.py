@@ -1,0 +1,269 @@
+"""`eval.py verifier` and the tables of experiments.py: numbers by hand, then the commands.
+
+Guards against: a verifier's error that is counted on the wrong side, failed verdicts taken for rejections, a judge of
+the built-in world that knows what it cannot know, tables that mix up rows, and injected data that differ in more than
+their reasoning.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ALONE, ROOT
+from judge_server import JudgeServer
+from test_contextrl import train
+
+import eval as evaluation
+import experiments
+import toy
+from data import DataError, Query, load_queries, save_queries
+from eval import CONTEXTS, interval, load_labelled, verifier_errors, verifier_table
+from reward import Verdict, Verifier, VerdictStatus, judge_messages
+
+
+def command(*arguments, name: str = "eval.py") -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, str(ROOT / name), *map(str, arguments)], cwd=ROOT, env=ALONE, timeout=200,
+                          capture_output=True, text=True)
+
+
+def query(name: str = "q", answer: str = "5") -> Query:
+    return Query(name, [], "how many red plus blue ?", "-", answer)
+
+
+# --------------------------------------------------------------------------------------------- a verifier's errors
+
+class Script:
+    """True: correct, False: rejected, None: failed; in order."""
+
+    def __init__(self, *verdicts):
+        self.verdicts = verdicts
+
+    def judge(self, queries, texts):
+        return [Verdict.failed("x") if v is None else Verdict.judged(v) for v in self.verdicts]
+
+
+def test_each_error_is_counted_on_its_side():
+    items = ([(query(), "red 4 ; \\boxed{5}", False)] * 4 + [(query(), "red 3 ; \\boxed{5}", True)] * 3
+             + [(query(), "\\boxed{6}", False)] * 2 + [(query(), "\\boxed{5}", False), (query(), "\\boxed{5}", True)])
+    found = verifier_errors(Script(False, False, False, True, False, True, True, True, False, None, None), items)
+    assert {kind: (part["n"], part["failed"], part["rejected"]) for kind, part in found.items()} == {
+        "false positives": (4, 1, 75.0), "sound": (3, 1, pytest.approx(100 / 3)), "wrong answers": (2, 0, 50.0)}
+    table = verifier_table({"judge": {"none": found}}).splitlines()
+    cells = [cell.strip() for cell in table[2].strip("|").split("|")]
+    assert cells[:2] == ["judge", "none"] and cells[2].startswith("75.0 [") and cells[3].startswith("33.3 [")
+    assert cells[4].startswith("50.0 [") and cells[5] == "2"
+    assert "| paper, 32B | solution | 81.98 | not measured | not measured | |" in table
+    nothing = verifier_errors(Script(True), [(query(), "\\boxed{5}", True)])
+    assert nothing["false positives"]["rejected"] is None and "| – |" in verifier_table({"j": {"answer": nothing}})
+
+
+def test_the_interval_draws_whole_queries():
+    independent = interval([[x] for x in [0, 1] * 50])
+    together = interval([[0] * 10] * 5 + [[1] * 10] * 5)                 # as many zeros and ones, but only ten queries
+    assert independent[0] == pytest.approx(0.4, abs=0.03) and independent[1] == pytest.approx(0.6, abs=0.03)
+    assert together[0] < 0.3 and together[1] > 0.7
+    assert interval([[1, 1], [1]]) == [1.0, 1.0]
+
+
+def test_a_labelled_file_with_bad_rows(tmp_path, capsys):
+    good = {"id": "a", "question": "q", "solution": "s", "answer": "1", "response": "r", "sound": False}
+    bad = [{**good, "sound": "no"}, {k: v for k, v in good.items() if k != "sound"}, {**good, "response": 3},
+           {**good, "images": ["none.png"]}, {**good, "extra": 1}, {**good, "answer": ""}, [1]]
+    file = tmp_path / "labelled.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in [good, *bad, good]))
+    assert [(q.id, text, sound) for q, text, sound in load_labelled(file)] == [("a", "r", False)] * 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1] == "7 bad rows skipped, 2 read" and len(lines) == 8
+    for line, reason in zip(lines, ("'response' must be a text and 'sound' true or false", "field 'sound' is missing",
+                                    "'response' must be", "cannot read image", "unknown field(s) extra",
+                                    "field 'answer' is missing or empty", "not a JSON object")):
+        assert reason in line
+    file.write_text(json.dumps(bad[0]) + "\n")
+    with pytest.raises(DataError, match="no labelled response in .*, the first bad row: .*:1: 'response' must"):
+        load_labelled(file)
+
+
+# ------------------------------------------------------------------------------------------------- the onlooker
+
+SCENE = (("red", "circle"), ("red", "square"), ("blue", "circle"), ("green", "triangle"), *[None] * 5)
+
+
+def test_what_the_onlooker_believes():
+    believe = toy.Onlooker.believe
+    facts = believe(SCENE, "how many red plus blue ?", None)
+    assert (facts["nouns"], facts["counts"], facts["value"], facts["answer"]) == (["red", "blue"], [2, 1], 3, "3")
+    # Its own reading of a made-up word is the misconception; a solution that states the meaning overrules it.
+    assert believe(SCENE, "how many dax plus blue ?", None)["nouns"] == ["circle", "blue"]
+    told = believe(SCENE, "how many dax plus blue ?", "triangle 1 ; plus 2 ; \\boxed{2}")
+    assert (told["nouns"], told["counts"], told["value"]) == (["triangle", "blue"], [1, 1], 2)
+    # And numbers of a solution count more than its eyes.
+    assert believe(SCENE, "how many red plus blue ?", "red 4 ; plus 5 ; \\boxed{5}")["counts"] == [4, 1]
+    threshold = believe(SCENE, "is red plus blue plus circle over 4 ?", None)
+    assert (threshold["value"], threshold["threshold"], threshold["answer"]) == (5, 4, "yes")
+    assert believe(SCENE, "how many red zop blue ?", "red 2 ; minus 1 ; \\boxed{1}")["operator"] == "minus"
+
+
+class OneView:
+    """An engine that always describes SCENE."""
+
+    def generate(self, requests, temperature):
+        from sampler import Sample, SampleStatus
+        from warm_start import caption
+        return [[Sample([], [], SampleStatus.COMPLETED, caption(SCENE), 1)] for _ in requests]
+
+
+class NoProcessor:
+    def prompt(self, query):
+        return query
+
+
+@pytest.mark.parametrize("context, response, correct", [
+    ("none", "red 2 ; blue 1 ; plus 3 ; \\boxed{3}", True), ("none", "red 4 ; blue 1 ; plus 5 ; \\boxed{5}", False),
+    ("answer", "red 4 ; blue 1 ; plus 5 ; \\boxed{5}", True),      # it miscounted, so it can only compare answers
+    ("answer", "red 2 ; blue 1 ; plus 3 ; \\boxed{3}", False),
+    ("solution", "red 2 ; blue 1 ; plus 3 ; \\boxed{3}", False),
+    ("solution", "red 4 ; blue 1 ; plus 5 ; \\boxed{5}", True), ("solution", "looks so ; \\boxed{5}", False)])
+def test_the_onlooker_judges_through_the_same_prompt_as_any_model(context, response, correct):
+    asked = Query("q", [b"picture"], "how many red plus blue ?", "red 4 ; plus 5 ; \\boxed{5}", "5")
+    verdict = Verifier(toy.Onlooker(OneView(), NoProcessor()), context).judge([asked], [response])[0]
+    assert (verdict.status, verdict.correct) == (VerdictStatus.JUDGED, correct)
+
+
+def test_a_judges_prompt_is_read_back():
+    for response in ("red 4 ; \\boxed{5}", "", "=====\nYour JSON object:", "two\n\nlines"):
+        text = judge_messages(query(), response, "solution")[0]["content"][-1]["text"]
+        assert toy.read_judge_prompt(text) == (query().question, response)
+
+
+# ----------------------------------------------------------------------------------------------- the commands
+
+def test_the_verifier_command_on_the_built_in_world(tmp_path):
+    done = command("verifier", "--queries", 32, "--samples", 2, "--seeds", 1, "--figure", tmp_path / "f" / "v.png")
+    assert done.returncode == 0, done.stderr
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()
+            if line.startswith("| ")]
+    exact = {row[1]: row for row in rows if row[0].startswith("exact")}
+    assert list(exact) == list(CONTEXTS) and exact["solution"][2].startswith("100.0")
+    assert all(row[3].startswith("0.0") for row in exact.values()) and (tmp_path / "f" / "v.png").stat().st_size > 9999
+    assert {row[0] for row in rows} >= {"onlooker (built-in world)", "paper, 32B", "paper, 235B"}
+
+
+def test_the_verifier_command_on_a_labelled_file_and_a_server(tmp_path):
+    queries = [toy.make_query("ordinary", i, "train", "half") for i in range(6)]
+    save_queries(queries, tmp_path / "queries.jsonl")
+    rows = []
+    for i, q in enumerate(load_queries(tmp_path / "queries.jsonl")):
+        text = toy.solve(q.facts) if i < 4 else f"looks so ; \\boxed{{{q.answer}}}"
+        rows.append({"id": q.id, "images": [f"images/{Path(q.images[0]).name}"], "question": q.question,
+                     "solution": q.solution, "answer": q.answer, "response": text, "sound": i < 4})
+    (tmp_path / "labelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with JudgeServer() as server:
+        done = command("verifier", "--responses", tmp_path / "labelled.jsonl", "--verifier", server.url,
+                       "--contexts", "solution", "--figure", tmp_path / "v.png")
+    assert done.returncode == 0, done.stderr
+    assert "2 false positives, 4 sound, 0 wrong answers" in done.stdout
+    assert "| exact-judge | solution | 100.0 [100.0, 100.0] | 0.0 [0.0, 0.0] | – | 0 |" in done.stdout
+    for wrong, line in ((["--responses", "no.jsonl", "--verifier", "http://localhost:9"], "error: "),
+                        (["--responses", tmp_path / "labelled.jsonl"], "error: --responses needs --verifier"),
+                        (["--models", tmp_path], "error: cannot load model")):
+        done = command("verifier", *wrong)
+        assert done.returncode == 2 and done.stderr.startswith(line) and done.stderr.count("\n") == 1
+
+
+# ---------------------------------------------------------------------------------------------------- experiments
+
+def member(right: bool, correct: bool, verdict: str = "judged") -> dict:
+    return {"answer_right": right, "correct": correct, "verdict": verdict, "text": f"{right} {correct}"}
+
+
+def test_information_gain_by_hand():
+    online = {"kind": "online", "stage1": [member(True, True)] * 3 + [member(True, False), member(False, False)]}
+    mixed = {"kind": "mixed", "stage1": [member(True, False)] * 2 + [member(False, False)] * 2
+             + [member(False, False, "failed")]}
+    found = experiments.gains([online, mixed, online, online])
+    # 19 judged: 9 positive, 10 negative, of which 5 with the right answer; one of four queries recovered.
+    assert list(found.values()) == pytest.approx([100 * 10 / 19, 100 * 5 / 19, 50.0, 100 * 5 / 14, 25.0,
+                                                  100 * 5 / 19 + 25])
+    assert list(found) == list(experiments.GAIN)
+
+
+def test_injected_data_differ_in_their_reasoning_only(tmp_path, monkeypatch):
+    run = tmp_path / experiments.run_name("--method grpo --rollout_only --steps 75 --eval_every 0", 7)
+    run.mkdir()
+    monkeypatch.setattr(experiments, "run_one", lambda *_: run)
+    rows = [{"query": f"q{i}", "images": [f"images/q{i}.png"], "question": "how many ?", "answer": "3", "family": "f",
+             "stage1": [member(False, False), member(True, True), member(True, True), member(True, i >= 4),
+                        member(True, True, "failed")]} for i in range(10)]
+    rows.append({**rows[0], "query": "never sound", "stage1": [member(True, False)] * 4})
+    (run / "rollouts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    experiments.record_samples([7], tmp_path, 1)
+    files = {share: [json.loads(line) for line in (tmp_path / "recording-seed7" / f"false-{share}.jsonl").open()]
+             for share in (0, 10, 20, 30)}
+    for share, data in files.items():
+        assert [row["id"] for row in data] == [f"q{i}" for i in range(10)]
+        assert sum(row["solution"] == "True False" for row in data) == share // 10
+        assert (tmp_path / "recording-seed7" / data[0]["images"][0]).resolve() == (run / "images/q0.png").resolve()
+        assert [{**row, "solution": ""} for row in data] == [{**row, "solution": ""} for row in files[0]]
+    with pytest.raises(RuntimeError, match="seed 7: 2 queries have both kinds, too few for 30 %"):
+        rows = [{**row, "stage1": row["stage1"][:3] + [member(True, i >= 2)]} for i, row in enumerate(rows[:10])]
+        (run / "rollouts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        experiments.record_samples([7], tmp_path, 1)
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory) -> dict[str, list[Path]]:
+    """Two short runs with evaluations, under the names of rows of the tables."""
+    folder = tmp_path_factory.mktemp("runs")
+    save_queries(toy.train_queries(40), folder / "train.jsonl")
+    save_queries(toy.heldout_queries(4), folder / "heldout.jsonl")
+    more = {"eval_data": folder / "heldout.jsonl", "eval_every": 1, "queries_per_step": 8}
+    return {"GRPO": [train(folder / "train.jsonl", folder / "g", steps=2, method="grpo", **more)],
+            "ContextRL": [train(folder / "train.jsonl", folder / f"c{seed}", steps=2, seed=seed, context_pairs="toy",
+                                context_batch=2, **more) for seed in (1, 2)]}
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_tables_hold_what_the_summaries_say_beside_the_papers_numbers(two_runs):
+    table, greedy = experiments.make_tables(two_runs, ("paper", {"start": "1", "ContextRL": "66.67"})).split("\n\n")
+    ends = [json.loads((run / "summary.json").read_text())["end"] for run in two_runs["ContextRL"]]
+    row = cells(table.splitlines()[-1])
+    assert row[0] == "ContextRL" and row[-1] == "66.67" and cells(table.splitlines()[2])[-1] == "1"
+    assert row[2] == experiments.spread([e["process_accuracy"] for e in ends])
+    assert row[4] == experiments.spread([e["families"]["ordinary"]["process_accuracy"] for e in ends])
+    assert cells(table.splitlines()[0])[-1] == "paper" and cells(greedy.splitlines()[0])[-1] == "k tokens"
+    assert cells(table.splitlines()[3])[2].endswith("± ?")                                       # one seed: no spread
+
+
+def test_figures_and_tables_of_short_runs(two_runs, tmp_path, monkeypatch):
+    experiments.make_figure(two_runs, tmp_path / "methods.png")
+    table = experiments.gain_table(two_runs, epoch=1).splitlines()
+    rows = [json.loads(line) for line in (two_runs["ContextRL"][0] / "rollouts.jsonl").open()]
+    assert [r["step"] for r in rows] == [1] * 8 + [2] * 8 and len(table) == 2 + len(experiments.GAIN)
+    experiments.gain_figure(two_runs, tmp_path / "gain.png")
+    measured = {"accuracy": 0.7, "right_in_both_orders": 0.5, "says_A": 0.4}
+    monkeypatch.setattr(experiments, "probe", lambda model, out: measured)
+    table = experiments.context_table(two_runs, tmp_path).splitlines()
+    assert cells(table[2])[0] == "start" and cells(table[2])[-1] == ".00 ± ?"
+    assert [cells(line)[4:7] for line in table[3:]] == [[".70 ± ?", ".50 ± ?", ".40 ± ?"],
+                                                        [".70 ± .00", ".50 ± .00", ".40 ± .00"]]
+    experiments.context_figure(two_runs, tmp_path / "context.png")
+    injected = dict(zip(experiments.INJECTION, [two_runs["GRPO"]] * 4))
+    experiments.injection_figure(injected, tmp_path / "injection.png")
+    assert all((tmp_path / f"{name}.png").stat().st_size > 9999 for name in ("methods", "gain", "context", "injection"))
+
+
+def test_rows_of_the_papers_tables_have_the_names_of_ours():
+    for name, (_, numbers) in experiments.PAPER.items():
+        assert set(numbers) <= {"start", *experiments.EXPERIMENTS[name]}
+    assert experiments.run_name(experiments.INJECTION["10 % false"], 3) == (
+        "sft-queries_per_step-64-steps-60-eval_every-0-data-recording-false-10.jsonl-eval_data-canonical-heldout.jsonl"
+        "-seed3")
+    names = [experiments.run_name(a, 1) for rows in experiments.EXPERIMENTS.values() for a in rows.values()]
+    settings = {a for rows in experiments.EXPERIMENTS.values() for a in rows.values()}
+    assert len(set(names)) == len(settings)                               # a folder for each setting, and one only
+    assert evaluation.PAPER_FLAGGED["paper, 32B"] == (46.25, 50.03, 81.98)

@@ -1,0 +1,571 @@
+"""Context pairs: loss, gradients, files, letters, builders, the probe, and a run with them.
+
+Guards against: a loss that thins GRPO's or depends on ranks or micro-batches, letters that give the answer away by
+place, bad pairs that pass or stop everything, a builder whose pairs are no pairs, a probe that one order can fool.
+"""
+
+import gc
+import io
+import json
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from conftest import ALONE, MODEL, ROOT, plain_logits
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from test_contextrl import assert_same_run, json_rows, metrics, train
+from test_policy import assert_same, double, gradients, make_rows
+
+import eval as evaluation
+import pairs
+import toy
+from data import DataError, Processor, Query, save_queries, user_turn
+from grpo import context_loss
+from pairs import ContextPair, as_query, deal_letters, load_pairs, save_pairs, turned
+from policy import Policy, UpdateSettings, choice, micro_batches
+from reward import RuleVerifier, Verifier
+
+
+@pytest.fixture(scope="session")
+def few() -> list[ContextPair]:
+    return deal_letters(toy.train_pairs(10), seed=0)
+
+
+def choices(some: list[ContextPair], processor: Processor) -> list:
+    ids = {letter: processor.letter_ids(letter) for letter in "AB"}
+    return [choice(processor.prompt(as_query(p)), ids[p.letter], ids[turned(p).letter]) for p in some]
+
+
+# ------------------------------------------------------------------------------------------------------- loss
+
+def test_the_loss_by_hand_and_where_its_gradient_lives():
+    right = torch.tensor([1.2, -1.2, 9.0, -9.0, 5.0], dtype=torch.float64, requires_grad=True)
+    wrong = torch.zeros(5, dtype=torch.float64, requires_grad=True)
+    loss, sums = context_loss(right, wrong)
+    expected = [0.263282, 1.463282, 0.006715, 5.006715, 0.006715]
+    assert loss.item() == pytest.approx(sum(expected), abs=1e-5)
+    assert {k: v.item() for k, v in sums.items()} == {
+        "context_pairs": 5, "context_loss": loss.item(), "context_right": 3, "context_margin": pytest.approx(5.0),
+        "context_hopeless": 1}
+    loss.backward()
+    # d/dΔ = -σ(-Δ) inside the limits, 0 beyond BOTH: what is very wrong is not learnt, as published.
+    assert right.grad.tolist() == pytest.approx([-0.231475, -0.768525, 0.0, 0.0, -0.006693], abs=1e-5)
+    assert torch.equal(wrong.grad, -right.grad)
+    right.grad = None
+    context_loss(right, wrong, hard=False)[0].backward()
+    assert right.grad.tolist() == pytest.approx([-0.231475, -0.768525, 0.0, -0.999877, -0.006693], abs=1e-5)
+
+
+@pytest.mark.parametrize("hard", [True, False])
+def test_the_loss_passes_gradcheck(hard):
+    torch.manual_seed(0)
+    margins = [(4 * torch.randn(40, dtype=torch.float64)).requires_grad_() for _ in range(2)]
+    assert torch.autograd.gradcheck(lambda a, b: context_loss(a, b, hard=hard)[0], margins)
+
+
+def test_margins_are_those_of_the_plain_model_also_where_images_stand_inside_the_text(checkpoint, processor, few):
+    policy = double(checkpoint, processor)
+    policy.scorer.temperature = 0.7                                   # of the samples; the margin is that of the logits
+    words = [few[0], replace(few[1], prompt=""), replace(few[2], prompt="<image> and <image> ?")]
+    texts = [ContextPair("t", "which ?", "red", "it is {B} red", "it is blue", "text", letter="B")]
+    some = words + texts
+    right, wrong = policy.margins(choices(some, processor))
+    for i, pair in enumerate(some):
+        query = as_query(pair)
+        prompt = processor.prompt(query)
+        logits = plain_logits(policy.model, prompt.ids, prompt.images, processor)[-1]
+        best = [logits[processor.letter_ids(letter)].max() for letter in (pair.letter, turned(pair).letter)]
+        assert (right[i] - wrong[i]).item() == pytest.approx((best[0] - best[1]).item(), abs=1e-8)
+
+
+def test_the_likelier_form_of_a_letter_counts(checkpoint, processor, few):
+    policy = double(checkpoint, processor)
+    prompt = processor.prompt(as_query(few[0]))
+    logits = plain_logits(policy.model, prompt.ids, prompt.images, processor)[-1]
+    likely, unlikely, other = logits.topk(3)[1][0], logits.topk(3, largest=False)[1][0], logits.topk(3)[1][2]
+    for forms in ([likely, unlikely], [unlikely, likely]):
+        right, wrong = policy.margins([choice(prompt, [int(i) for i in forms], [int(other)])])
+        assert (right - wrong).item() == pytest.approx((logits[likely] - logits[other]).item(), abs=1e-8)
+
+
+def test_the_gradient_is_that_of_the_definition_and_is_added_to_grpos(checkpoint, processor, picture, few):
+    """GRPO's own gradient + λ/N Σ ∇ -log σ(clip(Δ)), from the plain model, whatever the number of either."""
+    policy, rows = double(checkpoint, processor), make_rows(processor, picture)
+    policy.gradient(rows, UpdateSettings())
+    alone = gradients(policy)
+    for some in (few[:1], few[:7]):
+        policy.gradient(rows, UpdateSettings(context_weight=0.3), choices=choices(some, processor))
+        got = gradients(policy)
+        losses = []
+        for pair in some:
+            prompt = processor.prompt(as_query(pair))
+            logits = plain_logits(policy.model, prompt.ids, prompt.images, processor)[-1]
+            right, wrong = (logits[processor.letter_ids(x)].max() for x in (pair.letter, turned(pair).letter))
+            losses.append(-torch.nn.functional.logsigmoid((right - wrong).clamp(-5, 5)))
+        policy.optimizer.zero_grad()
+        (0.3 * sum(losses) / len(losses)).backward()
+        assert_same(got, {name: alone[name] + g for name, g in gradients(policy).items()}, 1e-9)
+
+
+def test_the_gradient_does_not_depend_on_micro_batches(checkpoint, processor, picture, few):
+    policy, rows, found = double(checkpoint, processor), make_rows(processor, picture), []
+    for budget in (4096, 200, 1):
+        sums = {}
+        policy.gradient(rows, UpdateSettings(context_weight=0.5, micro_batch_tokens=budget), sums=sums,
+                        choices=choices(few, processor))
+        found.append((gradients(policy), sums))
+    for got, sums in found[1:]:
+        assert_same(got, found[0][0], 1e-6)
+        assert sums == pytest.approx(found[0][1], rel=1e-6)
+    assert len(micro_batches(choices(few, processor), 1)) == len(few)               # a choice is never cut in two
+
+
+def rank_of_two(rank: int, folder: str, checkpoint: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    policy = double(checkpoint, processor := Processor(checkpoint))
+    some = choices(deal_letters(toy.train_pairs(10), seed=0), processor)
+    settings_ = UpdateSettings(context_weight=0.5, micro_batch_tokens=200, minibatches=2)
+    policy.gradient([], settings_, choices=some[:3])                                 # odd, and no group at all
+    save_file({k: p.grad.full_tensor() for k, p in policy.model.named_parameters()}, f"{folder}/gradient-{rank}")
+    for step in (1, 2):
+        metrics_ = policy.update([], step, settings_, some[rank::2])
+    save_file({k: torch.tensor(float("nan") if v is None else v, dtype=torch.float64) for k, v in metrics_.items()},
+              f"{folder}/metrics-{rank}")
+    save_file(dict(policy.weights()), f"{folder}/weights-{rank}")
+    del policy
+    gc.collect()
+    dist.destroy_process_group()
+
+
+def test_two_sharded_ranks_equal_one_process(checkpoint, processor, few, tmp_path):
+    ranks = mp.spawn(rank_of_two, (str(tmp_path), checkpoint), nprocs=2, join=False)
+    try:
+        policy, some = double(checkpoint, processor), choices(few, processor)
+        policy.gradient([], UpdateSettings(context_weight=0.5), choices=some[:3])
+        expected = gradients(policy)
+        for step in (1, 2):
+            one = policy.update([], step, UpdateSettings(context_weight=0.5, minibatches=2), some)
+        for _ in range(2):
+            if ranks.join(timeout=100):
+                break
+    finally:
+        for process in ranks.processes:
+            process.kill()
+    assert one["context/loss"] > 0 and one["grad_norm"] > 0
+    for rank in (0, 1):
+        assert_same(load_file(tmp_path / f"gradient-{rank}"), expected, 1e-6)
+        two = {k: v.item() for k, v in load_file(tmp_path / f"metrics-{rank}").items()}
+        assert {k: v for k, v in two.items() if v == v} == pytest.approx(
+            {k: v for k, v in one.items() if v is not None}, rel=1e-5, abs=1e-9)
+        for name, tensor in load_file(tmp_path / f"weights-{rank}").items():
+            torch.testing.assert_close(tensor, policy.model.state_dict()[name], rtol=0, atol=1e-5)
+
+
+def test_a_few_pairs_can_be_learnt_by_the_loss_alone(processor, few):
+    """The start policy cannot tell (both orders: about half), the trained one can."""
+    policy = Policy(MODEL, Processor(MODEL), learning_rate=1e-3, total_steps=40, reference=False)
+    some = few[:4]
+    both = choices([p for pair in some for p in (pair, turned(pair))], policy.processor)
+    start = evaluation.selection(evaluation.probe(policy, some))["accuracy"]
+    for step in range(1, 61):
+        policy.update([], step, UpdateSettings(context_weight=1.0, context_hard=False), both)
+    end = evaluation.selection(evaluation.probe(policy, some))
+    assert start <= 0.75 and end["accuracy"] == 1.0 and end["right_in_both_orders"] == 1.0
+
+
+# ---------------------------------------------------------------------------------------------- letters and words
+
+def test_half_of_the_pairs_get_each_letter_whatever_the_order_of_the_file():
+    for n in (200, 201, 1000):
+        dealt = deal_letters([ContextPair(f"p{i}", "q", "a", "x", "y", "text") for i in range(n)], seed=3)
+        letters = Counter(p.letter for p in dealt)
+        assert abs(letters["A"] - letters["B"]) <= 1                              # well within 1 %
+        reversed_ = deal_letters(dealt[::-1], seed=3)
+        assert {p.id: p.letter for p in reversed_} == {p.id: p.letter for p in dealt}
+        other = {p.id: p.letter for p in deal_letters(dealt, seed=4)}
+        assert 0.35 < np.mean([other[p.id] == p.letter for p in dealt]) < 0.65
+    # The order in which they are drawn in training tells nothing either: letters are balanced in long stretches.
+    first = [p.letter for p in dealt[:500]]
+    assert 0.4 < first.count("A") / 500 < 0.6
+
+
+def test_the_letter_names_the_place_of_the_supporting_context():
+    pair = ContextPair("p", "how many ?", "3", b"right", b"wrong")
+    assert as_query(pair).images == [b"right", b"wrong"] and as_query(pair).answer == "A"
+    assert as_query(turned(pair)).images == [b"wrong", b"right"] and as_query(turned(pair)).answer == "B"
+    assert as_query(pair).id != pair.id                           # pairs and the queries they are made of run together
+    text = as_query(replace(pair, kind="text", supporting="{B} is {answer}", confounding="$ {A}", letter="B")).question
+    assert "Context A:\n$ {A}\n" in text and "Context B:\n{B} is {answer}\n" in text      # marks inside texts stay
+    assert turned(turned(pair)) == pair
+    marked = as_query(replace(pair, question="<image> how many ?")).question         # its place is not there any more
+    assert marked.count("<image>") == 2 and "Question: how many ?" in marked
+
+
+def test_images_stand_at_their_marks(processor, picture):
+    images = [picture(64, 64, 1), picture(96, 64, 2)]
+    parts = user_turn(Query("q", images, "A <image> B <image>", "-", "-"))["content"]
+    assert [p.get("text", "image") for p in parts] == ["A ", "image", " B ", "image"]
+    for question in ("no marks", "one <image> too few", "<image> <image> <image>"):      # not places, then: as before
+        parts = user_turn(Query("q", images, question, "-", "-"))["content"]
+        assert [p.get("text", "image") for p in parts] == ["image", "image", question]
+    ids = processor.prompt(Query("q", images, "A <image> B <image>", "-", "-")).ids
+    letters = [processor.tokenizer(x, add_special_tokens=False)["input_ids"][0] for x in "AB"]
+    where = [i for i, token in enumerate(ids) if token == processor.image_id]
+    assert len(where) == 4 + 6 and ids.index(letters[0]) < where[0]
+    assert any(where[3] < i < where[4] for i, token in enumerate(ids) if token == letters[1] or token == 481)
+
+
+def test_letters_have_a_token_with_and_without_a_blank(processor):
+    for letter in "AB":
+        forms = {processor.tokenizer.decode([i]) for i in processor.letter_ids(letter)}
+        assert letter in forms and forms <= {letter, f" {letter}"}
+    with pytest.raises(ValueError, match="no single token for the letter"):
+        processor.letter_ids("a word of many tokens")
+
+
+# ------------------------------------------------------------------------------------------------------- files
+
+def write(path: Path, *rows) -> Path:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path, picture):
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(picture(64, 64, i))
+    (tmp_path / "copy.png").write_bytes((tmp_path / "0.png").read_bytes())
+    (tmp_path / "half.png").write_bytes((tmp_path / "0.png").read_bytes()[:20])
+    return tmp_path
+
+
+OURS = {"id": "p", "question": "how many ?", "answer": "3", "supporting": "0.png", "confounding": "1.png"}
+RELEASED = {"problem": "<image><image> Which ? A. first B. second", "answer": "A", "images": ["0.png", "1.png"]}
+AGENTIC = {"prompt": "A: did x. B: did y. Which ?", "correct_answer": "B"}
+TEXT = OURS | {"kind": "text", "supporting": "did x", "confounding": "did y"}
+BAD = {
+    "both contexts are the same": [OURS | {"confounding": "0.png"}, OURS | {"confounding": "copy.png"},
+                                   TEXT | {"confounding": " did\tx "}, RELEASED | {"images": ["0.png", "copy.png"]}],
+    "field 'answer' is not a letter A or B": [RELEASED | {"answer": "C"}, RELEASED | {"answer": None}],
+    "field 'correct_answer' is not a letter A or B": [AGENTIC | {"correct_answer": ""}],
+    "an image is missing": [RELEASED | {"images": ["0.png", None]}, RELEASED | {"images": ["0.png", {"bytes": None}]}],
+    "cannot read image": [OURS | {"confounding": "none.png"}, OURS | {"supporting": "half.png"}],
+    "1 images, a pair needs two": [RELEASED | {"images": ["0.png"]}],
+    "3 images and 2 places for them, a pair has two": [RELEASED | {"images": ["0.png", "1.png", "2.png"]}],
+    "field 'confounding' is missing or empty": [{k: v for k, v in OURS.items() if k != "confounding"}],
+    "field 'question' is missing or empty": [OURS | {"question": " "}],
+    "unknown field(s) letter": [OURS | {"letter": "A"}],
+    "'kind' must be image or text": [OURS | {"kind": "video"}],
+    "'prompt' needs the places <image> and <image>": [OURS | {"prompt": "which ? <image>"}],
+    "'prompt' needs the places {A} and {B}": [TEXT | {"prompt": "{A} or {A} ?"}],
+    "neither fields of a context pair": [{"question": "how many ?"}],
+    "not a JSON object (Expecting": ["{half"], "a row must be a JSON object": ["[1]"],
+}
+
+
+@pytest.mark.parametrize("reason", BAD)
+def test_a_bad_pair_is_one_line_and_is_counted(folder, capsys, reason):
+    good = OURS | {"id": "good"}
+    file = write(folder / "pairs.jsonl", *BAD[reason], good)
+    assert [p.id for p in load_pairs(file)] == ["good"]
+    lines = capsys.readouterr().err.splitlines()
+    n = len(BAD[reason])
+    assert len(lines) == n + 1
+    for number, line in enumerate(lines[:-1], start=1):
+        assert line.startswith(f"skipped {file}:{number}: ") and reason in line
+    assert lines[-1] == f"{n} bad rows and 0 ordinary ones skipped, 1 pairs read from {file}"
+    with pytest.raises(DataError, match="no context pair in"):
+        load_pairs(write(folder / "only_bad.jsonl", *BAD[reason]))
+
+
+def test_rows_of_the_released_loaders(folder, capsys):
+    """Ordinary rows are left out and counted; A names the first image; the agentic order stays as it is."""
+    ordinary = {"problem": "<image> how many ?", "answer": "3", "images": ["0.png"]}
+    file = write(folder / "mixed.jsonl", RELEASED, ordinary, RELEASED | {"answer": "B"}, ordinary | {"images": []},
+                 AGENTIC, "", OURS)
+    found = {Path(p.id).name: p for p in load_pairs(file, seed=1)}
+    assert "0 bad rows and 2 ordinary ones skipped, 4 pairs read" in capsys.readouterr().err
+    first, second = found["mixed.jsonl:1"], found["mixed.jsonl:3"]
+    assert Path(first.supporting).name == "0.png" and Path(second.supporting).name == "1.png"
+    assert as_query(first).question == RELEASED["problem"] + "\nOutput A or B directly."
+    assert found["mixed.jsonl:5"].letter == "B" and as_query(found["mixed.jsonl:5"]).question == AGENTIC["prompt"]
+    assert Counter(p.letter for p in found.values() if p.kind != "prompt")["A"] in (1, 2)
+
+
+def test_parquet_with_encoded_images(folder):
+    import pyarrow
+    from pyarrow.parquet import write_table
+
+    rows = [RELEASED | {"images": [{"bytes": (folder / f"{i}.png").read_bytes(), "path": None} for i in two]}
+            for two in ((0, 1), (1, 2), (0, 0))]
+    write_table(pyarrow.Table.from_pylist(rows), folder / "train.parquet")
+    assert len(load_pairs(folder / "train.parquet")) == 2
+    (folder / "parts").mkdir()
+    (folder / "train.parquet").rename(folder / "parts" / "train-0.parquet")
+    found = load_pairs(folder / "parts")
+    assert [p.supporting for p in found] == [row["images"][0]["bytes"] for row in rows[:2]]
+    (folder / "parts" / "train-0.parquet").write_bytes(b"no parquet")
+    with pytest.raises(DataError, match="cannot read .*train-0.parquet"):
+        load_pairs(folder / "parts")
+
+
+def test_a_data_set_of_the_hub_is_streamed_with_encoded_images(folder, monkeypatch):
+    """The true library with its own feature types; only the place is a local file."""
+    import datasets
+
+    features = datasets.Features({"problem": datasets.Value("string"), "answer": datasets.Value("string"),
+                                  "images": datasets.List(datasets.Image())})
+    files = [{"bytes": (folder / f"{i}.png").read_bytes(), "path": None} for i in range(3)]
+    rows = [RELEASED | {"images": [files[i] for i in two]} for two in ((0, 1), (1, 2), (1, 1))]
+    datasets.Dataset.from_list(rows, features=features).to_parquet(folder / "hub.parquet")
+    load = datasets.load_dataset
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split, streaming: load(
+        "parquet", data_files=str(folder / "hub.parquet"), split=split, streaming=streaming, features=features))
+    found = load_pairs("someone/pairs")
+    assert [p.id for p in found] == ["someone/pairs:0", "someone/pairs:1"]
+    assert found[0].supporting == (folder / "0.png").read_bytes()
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises(DataError, match="cannot read someone/none from the hub"):
+        load_pairs("someone/none")
+
+
+def test_missing_files_are_one_line(folder):
+    for source in (folder / "none.jsonl", folder / "none.parquet"):
+        with pytest.raises(DataError, match="data file not found"):
+            load_pairs(source)
+    (folder / "empty").mkdir()
+    with pytest.raises(DataError, match="no parquet or JSONL files"):
+        load_pairs(folder / "empty")
+
+
+def test_what_is_saved_is_read_again(folder, few):
+    some = [few[0], ContextPair("t", "which ?", "red", "one", "two", "text", "{A} {B} ?")]
+    save_pairs(some, folder / "out.jsonl")
+    again = load_pairs(folder / "out.jsonl")
+    assert [replace(p, letter="A", supporting="", confounding="") for p in again] == [
+        replace(p, letter="A", supporting="", confounding="") for p in some]
+    assert [Path(x).read_bytes() for x in (again[0].supporting, again[0].confounding)] == [
+        few[0].supporting, few[0].confounding]
+
+
+@given(st.dictionaries(st.sampled_from(["id", "question", "answer", "supporting", "confounding", "kind", "prompt",
+                                        "problem", "images", "correct_answer"]),
+                       st.none() | st.text(max_size=5) | st.integers() | st.lists(st.none() | st.text(max_size=3))))
+@settings(max_examples=300, deadline=None)
+def test_any_row_is_a_pair_or_a_data_error(row):
+    try:
+        pair = pairs.pair_of_row(row, Path("/nowhere"), "here")
+    except DataError as error:
+        assert "\n" not in str(error)
+    else:
+        as_query(pair)
+
+
+# ---------------------------------------------------------------------------------------------------- builders
+
+def pool(*rows) -> list[Query]:
+    return [Query(f"q{i}", [f"{i}.png"], question, "-", answer) for i, (question, answer) in enumerate(rows)]
+
+
+def test_similar_pairs_ask_the_same_question_with_another_answer():
+    asked = "how many ?"
+    queries = pool((asked, "1"), ("How  many ?", "2"), (asked, "1.0"), ("which ?", "2"), (asked, "7"))
+    vectors = np.array([[1, 0], [0.98, 0.2], [1, 0.01], [1, 0], [-3, 0.1]], dtype=np.float32)
+    left_out = Counter()
+    found = pairs.similar_pairs(queries, vectors, 0.85, left_out)
+    assert [(p.id, p.answer, p.supporting, p.confounding) for p in found] == [
+        ("q0", "1", "0.png", "1.png"), ("q1", "2", "1.png", "2.png"), ("q2", "1.0", "2.png", "1.png")]
+    assert left_out == {"no other answer to the question in the pool": 1,                               # which ?
+                        "no picture with another answer within a cosine of 0.85": 1}                    # the far one
+
+
+def test_filtered_pairs_agree_in_the_fields_and_do_not_tell_the_answer():
+    def row(name, issue, patch, repo="r", file="a.py"):
+        return {"id": name, "question": issue, "answer": patch, "repo": repo, "file": file,
+                "context": f"read {file}\nedit: {patch[1:].strip()}\nran the tests of {name}"}
+
+    rows = [row("x", "it crashes", "+    return value + 1"), row("y", "it is slow", "+    cache[key] = value"),
+            row("z", "it is slow", "+    other_patch = 1"), row("w", "it leaks", "+    del reference", file="b.py"),
+            row("v", "it leaks", "+    del reference", repo="")]
+    left_out = Counter()
+    found = list(pairs.filtered_pairs(rows, ["repo", "file"], left_out))
+    assert [(p.id, p.kind) for p in found] == [("x", "text"), ("y", "text"), ("z", "text")]
+    assert found[0].supporting == "read a.py\nedit: [masked]\nran the tests of x"
+    assert found[0].confounding == "read a.py\nedit: [masked]\nran the tests of y"
+    assert found[2].confounding.endswith("tests of x")                          # not y: that was the same question
+    assert left_out == {"no partner": 1, "a field of --same is missing": 1}
+    same = [r | {"context": "the same"} for r in rows[:2]]
+    assert not list(pairs.filtered_pairs(same, ["repo"], left_out))
+    assert left_out["the same context once the answers are masked"] == 2
+
+
+EDITOR = """
+import json, sys
+from PIL import Image
+asked = json.load(sys.stdin)
+what = asked["question"]
+if what == "refuse": sys.exit(1)
+if what == "babble": print("sure!"); sys.exit(0)
+picture = Image.open(asked["image"])
+if what != "untouched": picture.paste((1, 2, 3), (0, 0, 20, 20))
+if what != "unwritten": picture.save(asked["output"])
+print(json.dumps({"answer": asked["answer"] if what == "unchanged" else "4"}))
+"""
+
+
+def test_edited_pairs_come_from_a_program(folder):
+    (folder / "editor.py").write_text(EDITOR)
+    queries = [Query(w, [str(folder / "0.png")], w, "-", "3") for w in
+               ("edit", "refuse", "babble", "untouched", "unwritten", "unchanged")]
+    left_out = Counter()
+    found = list(pairs.edited_pairs(queries, f"{sys.executable} {folder / 'editor.py'}", 60, left_out))
+    assert [(p.id, p.answer) for p in found] == [("edit", "3"), ("edit-edited", "4")]
+    assert found[0].supporting == found[1].confounding and found[0].confounding == found[1].supporting
+    with Image.open(io.BytesIO(found[0].confounding)) as edited:
+        assert edited.convert("RGB").getpixel((5, 5)) == (1, 2, 3)
+    assert left_out == {"the program declined": 1, "the program printed no answer": 1,
+                        "the picture did not change": 2, "the answer did not change": 1}
+    list(pairs.edited_pairs(queries[:1], "sleep 5", 0.2, left_out))
+    assert left_out["the program took too long"] == 1
+
+
+def command(*arguments, name: str = "pairs.py") -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, str(ROOT / name), *map(str, arguments)], cwd=ROOT, env=ALONE, timeout=120,
+                          capture_output=True, text=True)
+
+
+def test_builders_on_the_command_line(folder):
+    (folder / "pool").mkdir()
+    save_queries(toy.train_queries(300), folder / "pool" / "train.jsonl")
+    done = command("similar", folder / "pool" / "train.jsonl", folder / "out" / "pairs.jsonl", "--model", MODEL,
+                   "--cosine", "0.3")
+    assert done.returncode == 0, done.stderr
+    found = load_pairs(folder / "out" / "pairs.jsonl")
+    assert done.stdout.splitlines()[-1] == f"{len(found)} context pairs written to {folder}/out/pairs.jsonl"
+    by_id = {q.id: q for q in toy.train_queries(300)}
+    assert found and all(by_id[p.id].question == p.question and by_id[p.id].answer == p.answer for p in found)
+    shown = command("show", folder / "out" / "pairs.jsonl")
+    assert shown.returncode == 0 and shown.stdout.startswith(f"{len(found)} context pairs ({len(found)} image), ")
+    np.save(folder / "wrong.npy", np.zeros((3, 2)))
+    done = command("similar", folder / "pool" / "train.jsonl", folder / "x.jsonl", "--vectors", folder / "wrong.npy")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "finite rows for 300 queries" in done.stderr
+    write(folder / "t.jsonl", {"id": "a", "question": "q", "answer": "+ some patch", "context": "c"}, {"id": "b"})
+    done = command("filter", folder / "t.jsonl", folder / "x.jsonl", "--same", "repo")
+    assert done.returncode == 2 and done.stderr.splitlines() == [
+        f"skipped {folder}/t.jsonl:2: field 'question' is missing or empty",
+        "error: no pair found; left out: 1, bad rows; left out: 1, a field of --same is missing"]
+
+
+# ------------------------------------------------------------------------------------------------- whole runs
+
+def test_a_run_with_context_pairs_resumes_bit_for_bit(world, tmp_path):
+    given_ = {"context_pairs": "toy", "context_weight": 0.5, "context_batch": 4, "minibatches": 2, "save_every": 1}
+    whole = train(world / "train.jsonl", tmp_path / "whole", steps=3, **given_)
+    rows = metrics(whole)
+    assert all(0 <= row["context/accuracy"] <= 1 and row["context/loss"] > 0 for row in rows[1:])
+    for more in (["--stop_after", "1"], ["--resume"]):
+        train(world / "train.jsonl", tmp_path / "parts", *more, steps=3, **given_)
+    assert_same_run(whole, tmp_path / "parts")
+    plain = train(world / "train.jsonl", tmp_path / "plain", steps=3, **given_ | {"context_pairs": ""})
+    assert "context/loss" not in metrics(plain)[1]
+    # The loss changes the update, not the samples of the first step.
+    assert [r for r in json_rows(plain / "rollouts.jsonl") if r["step"] == 1] == [
+        r for r in json_rows(whole / "rollouts.jsonl") if r["step"] == 1]
+
+
+@pytest.mark.parametrize("method", ["grpo", "sft"])
+def test_pairs_as_ordinary_queries(world, tmp_path, method, few):
+    """The control: no auxiliary loss, pairs among the queries, judged by their letter alone."""
+    save_pairs(few, tmp_path / "pairs.jsonl")
+    run = train(world / "train.jsonl", tmp_path / "run", steps=3, method=method, context_pairs=tmp_path / "pairs.jsonl",
+                context_as_data=True, queries_per_step=16)
+    assert "context/loss" not in metrics(run)[1]
+    if method == "grpo":
+        rows = [r for r in json_rows(run / "rollouts.jsonl") if r["family"] == "context"]
+        assert rows and all(len(r["images"]) == 2 and r["answer"] in "AB" for r in rows)
+        assert all(m["correct"] == m["answer_right"] for r in rows for m in r["stage1"])
+
+
+def test_every_verifier_judges_a_pair_by_its_letter(few):
+    query = as_query(replace(few[0], letter="B"))
+    never = Verifier(lambda messages: pytest.fail("the judge was asked"))
+    for verifier in (toy.ToyVerifier(), toy.ToyVerifier("none"), RuleVerifier(), never):
+        assert [v.correct for v in verifier.judge([query] * 3, ["B", "A", "the answer is B"])] == [True, False, True]
+
+
+def test_bad_settings_are_one_line(world, tmp_path, folder):
+    cases = {("--context_as_data",): "--context_as_data needs --context_pairs",
+             ("--context_pairs", "toy", "--context_limit", "0"): "--context_limit must be above 0, not 0.0",
+             ("--context_pairs", "toy", "--context_batch", "0"): "--context_batch must be at least 1, not 0",
+             ("--context_pairs", "toy", "--context_weight", "-1"): "--context_weight must be at least 0, not -1.0",
+             ("--context_pairs", str(folder / "none.jsonl")): f"data file not found: {folder}/none.jsonl"}
+    for flags, line in cases.items():
+        done = command("--output_dir", tmp_path / "run", *flags, name="contextrl.py")
+        assert (done.returncode, done.stderr) == (2, f"error: {line}\n")
+        assert not (tmp_path / "run").exists()
+
+
+# ------------------------------------------------------------------------------------------------------- probe
+
+def test_selection_by_hand():
+    def record(name, letter, chosen):
+        return {"id": name, "letter": letter, "chosen": chosen, "margin": 1.0 if letter == chosen else -1.0}
+
+    always_a = [record(f"p{i}", letter, "A") for i in range(50) for letter in "AB"]
+    found = evaluation.selection(always_a)
+    assert (found["accuracy"], found["accuracy_A"], found["accuracy_B"], found["says_A"]) == (0.5, 1.0, 0.0, 1.0)
+    assert found["right_in_both_orders"] == 0.0 and found["interval"] == [0.5, 0.5] and found["margin"] == 0.0
+    knows = [record(f"p{i}", letter, letter if i < 40 else "A") for i in range(50) for letter in "AB"]
+    found = evaluation.selection(knows)
+    assert found["accuracy"] == 0.9 and found["right_in_both_orders"] == 0.8 and found["says_A"] == 0.6
+    assert 0.8 < found["interval"][0] < 0.9 < found["interval"][1] < 1.0
+    fixed = evaluation.selection([record("p", "A", "A")])
+    assert fixed["pairs_in_both_orders"] == 0 and fixed["right_in_both_orders"] is None and fixed["accuracy_B"] is None
+
+
+def test_the_probe_asks_in_both_orders_and_in_one_where_it_is_fixed(checkpoint, processor, few):
+    policy = double(checkpoint, processor)
+    fixed = ContextPair("fixed", "", "", "", "", "prompt", "A: red. B: blue. Which ?", "B")
+    records = evaluation.probe(policy, [*few[:3], fixed], batch_size=2)
+    assert [(r["id"], r["letter"]) for r in records] == [
+        (p.id, p.letter) for pair in few[:3] for p in (pair, turned(pair))] + [("fixed", "B")]
+    for record, pair in zip(records, [p for pair in few[:3] for p in (pair, turned(pair))] + [fixed], strict=True):
+        right, wrong = policy.margins(choices([pair], processor))
+        assert record["margin"] == pytest.approx((right - wrong).item())
+        assert record["chosen"] == (pair.letter if record["margin"] > 0 else turned(pair).letter)
+
+
+def test_the_probe_on_the_command_line(tmp_path, few):
+    save_pairs(few, tmp_path / "pairs.jsonl")
+    done = command("probe", "--pairs", tmp_path / "pairs.jsonl", "--out", tmp_path / "o" / "probe.json", name="eval.py")
+    assert done.returncode == 0 and done.stdout.startswith("selection accuracy 0."), done.stderr
+    found = json.loads((tmp_path / "o" / "probe.json").read_text())
+    assert found["pairs"] == 10 and len(found["records"]) == 20
+    for wrong, line in ((["--model", tmp_path], "error: cannot load model"), (["--pairs", "no.jsonl"], "error: data")):
+        done = command("probe", *wrong, name="eval.py")
+        assert done.returncode == 2 and done.stderr.startswith(line) and done.stderr.count("\n") == 1
+
+
+def test_built_in_pairs_differ_in_one_cell_which_decides():
+    for pair in toy.heldout_pairs(30):
+        noun = pair.question.split()[2]
+        grids = []
+        for image in (pair.supporting, pair.confounding):
+            pixels = np.asarray(Image.open(io.BytesIO(image)).convert("RGB"), dtype=int)
+            colour = np.array(toy.COLOURS[noun])
+            near = (np.abs(pixels - colour).max(axis=2) < 30).reshape(3, 32, 3, 32).any(axis=(1, 3))
+            grids.append(near)
+        assert grids[0].sum() == 1 and grids[1].sum() == 0 and pair.answer == "1"
+    train_, held = ({p.supporting for p in some} for some in (toy.train_pairs(50), toy.heldout_pairs(50)))
+    assert not train_ & held
