@@ -216,6 +216,7 @@ def verifier_errors(verifier, items: list[tuple[Query, str, bool]]) -> dict:
     """What a verifier does with false positives (right answer, wrong reasoning), sound responses and wrong answers."""
     verdicts = verifier.judge([query for query, _, _ in items], [text for _, text, _ in items])
     kinds: dict[str, dict[str, list]] = {"false positives": {}, "sound": {}, "wrong answers": {}}
+    families: dict[str, dict[str, list]] = {kind: {} for kind in kinds}
     failed = Counter()
     for (query, text, sound), verdict in zip(items, verdicts, strict=True):
         kind = "sound" if sound else "false positives" if answers_match(query, text) else "wrong answers"
@@ -223,7 +224,8 @@ def verifier_errors(verifier, items: list[tuple[Query, str, bool]]) -> dict:
             failed[kind] += 1
         else:
             kinds[kind].setdefault(query.id, []).append(not verdict.correct)
-    return {kind: {"n": sum(map(len, by_query.values())), "failed": failed[kind],
+            families[kind].setdefault(query.family, []).append(not verdict.correct)
+    return {kind: {"families": families[kind], "n": sum(map(len, by_query.values())), "failed": failed[kind],
                    "rejected": 100 * float(np.mean([x for c in by_query.values() for x in c])) if by_query else None,
                    "interval": [100 * x for x in interval(list(by_query.values()))] if by_query else None}
             for kind, by_query in kinds.items()}
@@ -246,6 +248,21 @@ def verifier_table(found: dict[str, dict[str, dict]]) -> str:
     for name, flagged in PAPER_FLAGGED.items():
         lines += [f"| {name} | {context} | {value:.2f} | not measured | not measured | |"
                   for context, value in zip(CONTEXTS, flagged)]
+    return "\n".join(lines)
+
+
+def family_table(found: dict[str, dict[str, dict]]) -> str:
+    """The same by family, as counts: where is a verifier wrong?"""
+    names = sorted({f for levels in found.values() for kinds in levels.values() for k in kinds.values()
+                    for f in k["families"]})
+    lines = ["| verifier | is told | " + " | ".join(f"{name}: flagged, rejected" for name in names) + " |",
+             "|---|---|" + "---|" * len(names)]
+    for verifier, levels in found.items():
+        for context, kinds in levels.items():
+            counts = [[kinds[kind]["families"].get(name, []) for kind in ("false positives", "sound")]
+                      for name in names]
+            cells = [", ".join(f"{sum(of_kind)} of {len(of_kind)}" for of_kind in pair) for pair in counts]
+            lines.append(f"| {verifier} | {context} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -317,7 +334,7 @@ def run_verifier(argv: list[str]) -> None:
     print(", ".join(f"{part['n'] + part['failed']} {kind}" for kind, part in kinds.items())
           + (f" (seeds {', '.join(map(str, args.seeds))})" if not args.responses else "")
           + "; 95 % intervals by bootstrap over queries\n")
-    print(verifier_table(found) + "\n")
+    print(verifier_table(found) + "\n\n" + family_table(found) + "\n")
     verifier_figure(found, args.figure)
 
 

@@ -257,7 +257,8 @@ def injection_figure(results: dict[str, list[Path]], target: Path) -> None:
     names = PAPER["injection"][0].removeprefix("paper: ").split(" / ")
     numbers = [[float(x) for x in PAPER["injection"][1][label].split(" / ")] for label in results]
     for i, name in enumerate(names):
-        there.plot(shares, [row[i] - numbers[0][i] for row in numbers], "--", marker=".", color=f"C{i + 3}", label=name)
+        there.plot(shares, [row[i] - numbers[0][i] for row in numbers], "--", marker=".", color=f"C{i + 3}",
+                   label=f"paper: {name}")
     there.set(title="paper: points against all sound", xlabel="false positives in the data, %", xticks=shares)
     save(target)
 

@@ -55,6 +55,7 @@ def test_each_error_is_counted_on_its_side():
     assert cells[:2] == ["judge", "none"] and cells[2].startswith("75.0 [") and cells[3].startswith("33.3 [")
     assert cells[4].startswith("50.0 [") and cells[5] == "2"
     assert "| paper, 32B | solution | 81.98 | not measured | not measured | |" in table
+    assert evaluation.family_table({"judge": {"none": found}}).splitlines()[2] == "| judge | none | 3 of 4, 1 of 3 |"
     nothing = verifier_errors(Script(True), [(query(), "\\boxed{5}", True)])
     assert nothing["false positives"]["rejected"] is None and "| – |" in verifier_table({"j": {"answer": nothing}})
 
