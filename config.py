@@ -60,7 +60,8 @@ class Config:
     max_new_tokens: int = setting(32, "longest response")
     temperature: float = setting(1.0, "sampling temperature; the trainer's log-probs use the same")
     engine: Literal["hf", "vllm"] = setting("hf", "who samples: transformers, or vLLM inside every rank")
-    max_context: int = setting(4096, "vLLM: longest prompt + response; stage 2 needs room for the failed try")
+    max_context: int = setting(4096, "vLLM: longest prompt + response; stage 2 needs room for the failed try (and the "
+                                    "longest text of a context pair, any engine)")
     tensor_parallel: int = setting(1, "vLLM: ranks that share one engine")
     engine_memory: float = setting(0.5, "vLLM: share of the GPU's memory for weights and KV cache while sampling")
     barrier: bool = setting(False, "finish stage 1 and its verdicts before stage 2 starts; vLLM else runs all as one "
@@ -147,6 +148,8 @@ class Config:
             (self.dtype == "bfloat16" and not self.on_cuda(), "--dtype bfloat16 needs CUDA"),
             (self.offload_reference and not self.on_cuda(), "--offload_reference needs CUDA"),
             (self.context_as_data and not self.context_pairs, "--context_as_data needs --context_pairs"),
+            (self.rollout_only and bool(self.context_pairs) and not self.context_as_data,
+             "--rollout_only trains nothing: no --context_pairs"),
             (self.resume and not self.output_dir, "--resume needs --output_dir"),
             (self.resume and not Path(self.output_dir).is_dir(), f"--resume: no run folder {self.output_dir}"),
             (bool(self.rollouts_from) and not Path(self.rollouts_from).is_file(),

@@ -40,7 +40,7 @@ from config import Config, UsageError, first_line, read_config
 from data import DataError, Processor, Prompt, Query, batch_order, load_queries
 from eval import measure, summarise, table
 from judge import LocalChat, OpenAIChat
-from pairs import ContextPair, as_query, deal_letters, load_pairs
+from pairs import ContextPair, as_query, deal_letters, load_pairs, turned, usable
 from policy import Policy, Row, all_gather, all_sum, choice
 from report import write_report
 from reward import JudgeError, RuleVerifier, Verdict, Verifier, VerifierUnreliable
@@ -69,7 +69,7 @@ def build_data(config: Config) -> tuple[list[Query], list[Query], list[ContextPa
     if config.context_pairs:
         pairs = (deal_letters(toy.train_pairs(), config.seed) if config.context_pairs == "toy" else
                  load_pairs(config.context_pairs, config.seed))
-    if config.context_as_data:                   # the control of that paper: the same pairs, sampled and rewarded
+    if config.context_as_data:                   # the control of that paper: pairs that are sampled and rewarded
         train, pairs = [*train, *map(as_query, pairs)], []
     heldout = load_queries(config.eval_data) if config.eval_data else (
         toy.heldout_queries() if config.data == "toy" else [])
@@ -252,8 +252,8 @@ def context_choices(pairs: list[ContextPair], step: int, config: Config, process
         return []
     n = config.context_batch * config.minibatches
     batch = next_queries(pairs, (step - 1) * n, n, config.seed)
-    ids = {letter: processor.letter_ids(letter) for letter in "AB"}
-    return [choice(processor.prompt(as_query(pair)), ids[pair.letter], ids["B" if pair.letter == "A" else "A"])
+    ids = processor.option_ids()
+    return [choice(processor.prompt(as_query(pair)), ids[pair.letter], ids[turned(pair).letter])
             for pair in batch[rank::world]]
 
 
@@ -323,8 +323,11 @@ def train(config: Config) -> Path:
     by_id = {q.id: q for q in queries}
     recorded = read_recording(config.rollouts_from, set(by_id), config.steps) if config.rollouts_from else None
     processor, policy = build_policy(config, run, device)
-    for query in [*queries, *heldout, *map(as_query, pairs)]:
+    for query in [*queries, *heldout]:
         processor.check(query)
+    if pairs:
+        processor.option_ids()                                             # or one line, before anything is sampled
+        pairs = usable(pairs, processor, config.max_context)
     engine = build_engine(config, processor, policy) if samples else None
     verifier, exact_verifier = None, None
     if samples:

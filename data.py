@@ -325,14 +325,15 @@ class Processor:
         more = np.broadcast_to(prompt.next_position + np.arange(len(added)), (3, len(added)))
         return Prompt(prompt.ids + added, np.concatenate([prompt.positions, more], axis=1), prompt.images)
 
-    def letter_ids(self, letter: str) -> list[int]:
-        """Ids of an option letter as the first token of an answer, without and with a blank before it, where that is
-        one token."""
-        forms = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (letter, f" {letter}")]
-        single = sorted({ids[0] for ids in forms if len(ids) == 1} - set(self.forbidden_ids))
+    def option_ids(self, letters: str = "AB") -> dict[str, list[int]]:
+        """Letter -> its ids as the first token of an answer, without and with a blank before it.  Only forms in which
+        every letter is one token: more forms would make a letter likelier."""
+        forms = [[self.tokenizer(form.format(letter), add_special_tokens=False)["input_ids"] for letter in letters]
+                 for form in ("{}", " {}")]
+        single = [[ids[0] for ids in form] for form in forms if all(len(ids) == 1 for ids in form)]
         if not single:
-            raise ValueError(f"the tokenizer has no single token for the letter {letter}")
-        return single
+            raise DataError(f"the tokenizer has no single tokens for the letters {', '.join(letters)}")
+        return {letter: [form[i] for form in single] for i, letter in enumerate(letters)}
 
     def encode_response(self, text: str) -> list[int]:
         """Ids of a text as the assistant's turn, closed by EOS: for references (SFT), never for samples."""

@@ -12,7 +12,8 @@
                                                         built-in world, or
     python eval.py verifier --responses FILE --verifier http://HOST:8000/v1
 
-A row of that FILE is a row of a data file (data.py) + "response" + "sound": is its reasoning right, true or false?
+A row of that FILE is a row of a data file (data.py) + "response" + "sound": is all of it right, reasoning and answer?
+Of those that are not, the ones with the reference's final answer (rule check) are the false positives.
 """
 
 import argparse
@@ -25,7 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data import DataError, Processor, Query, json_lines, query_of_line
-from reward import CONTEXTS, JudgeError, VerdictStatus, Verifier, VerifierUnreliable, answers_match
+from reward import CONTEXTS, JudgeError, VerdictStatus, Verifier, VerifierUnreliable, answers_match, unambiguous
 from sampler import Request, SampleStatus, by_leader, seed_of
 
 
@@ -90,21 +91,22 @@ def probe(policy, pairs: list, batch_size: int = 16) -> list[dict]:
     import torch
 
     asked = [p for pair in pairs for p in ([pair] if pair.kind == "prompt" else [pair, turned(pair)])]
-    ids, records = {letter: policy.processor.letter_ids(letter) for letter in "AB"}, []
+    ids, records = policy.processor.option_ids(), []
     for start in tqdm(range(0, len(asked), batch_size), desc="probe", leave=False, disable=None):
         part = asked[start:start + batch_size]
-        rows = [choice(policy.processor.prompt(as_query(pair)), ids[pair.letter], ids["AB".replace(pair.letter, "")])
+        rows = [choice(policy.processor.prompt(as_query(pair)), ids[pair.letter], ids[turned(pair).letter])
                 for pair in part]
         with torch.no_grad():
             right, wrong = policy.margins(rows)
         for pair, margin in zip(part, (right - wrong).tolist(), strict=True):
             records.append({"id": pair.id, "letter": pair.letter, "margin": margin,
-                            "chosen": pair.letter if margin > 0 else "AB".replace(pair.letter, "")})
+                            "chosen": (pair if margin > 0 else turned(pair)).letter})
     return records
 
 
 def selection(records: list[dict]) -> dict:
-    """Accuracy with a 95 % interval over pairs, the same for each place of the right context, and position bias."""
+    """Accuracy with a 95 % interval over pairs, the same for each place of the right context, and position bias: half
+    the difference of the two, so that letters need not be balanced."""
     by_pair: dict[str, list] = {}
     for record in records:
         by_pair.setdefault(record["id"], []).append(record["letter"] == record["chosen"])
@@ -115,17 +117,20 @@ def selection(records: list[dict]) -> dict:
             "interval": interval(list(by_pair.values())),
             **{f"accuracy_{letter}": float(np.mean(hits)) if hits else None for letter, hits in places.items()},
             "right_in_both_orders": float(np.mean([all(orders) for orders in both])) if both else None,
-            "says_A": float(np.mean([r["chosen"] == "A" for r in records])),
+            "bias": float(np.mean(places["A"]) - np.mean(places["B"])) / 2 if all(places.values()) else None,
             "margin": float(np.mean([r["margin"] for r in records]))}
 
 
 def interval(clusters: list[list], resamples: int = 2000) -> list[float]:
-    """95 % bootstrap interval of a mean; whole clusters are drawn, because what is inside belongs together."""
+    """95 % bootstrap interval of a share; whole clusters are drawn, because what is inside belongs together.  Of a
+    share of 0 or 1, where nothing varies, the exact interval of that many clusters."""
     rng, n = np.random.default_rng(0), len(clusters)
     sums, sizes = np.array([[sum(c), len(c)] for c in clusters], dtype=float).T
-    drawn = rng.integers(0, n, (resamples, n))
-    means = sums[drawn].sum(1) / sizes[drawn].sum(1)
-    return [float(x) for x in np.percentile(means, [2.5, 97.5])]
+    if sums.sum() in (0, sizes.sum()):
+        reach = 1 - 0.025 ** (1 / n)
+        return [0.0, reach] if sums.sum() == 0 else [1 - reach, 1.0]
+    draws = (rng.integers(0, n, n) for _ in range(resamples))
+    return [float(x) for x in np.percentile([sums[d].sum() / sizes[d].sum() for d in draws], [2.5, 97.5])]
 
 
 def run_probe(argv: list[str]) -> None:
@@ -135,11 +140,16 @@ def run_probe(argv: list[str]) -> None:
     parser.add_argument("--model", default="assets/toy")
     parser.add_argument("--pairs", default="toy", help="as pairs.py reads them; default: the built-in world's held-out")
     parser.add_argument("--max_pixels", type=int, default=3_000_000)
+    parser.add_argument("--max_context", type=int, default=32768, help="longest text of a pair, in tokens")
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--out", type=Path, help="JSON file for the numbers and one record per question")
     args = parser.parse_args(argv)
+    if min(args.batch_size, args.max_pixels, args.max_context) < 1:
+        raise DataError("--batch_size, --max_pixels and --max_context must be at least 1")
+    if args.out and args.out.is_dir():
+        raise DataError(f"--out {args.out} is a folder")
     import toy
-    from pairs import load_pairs
+    from pairs import load_pairs, usable
     from policy import Policy
 
     logging.disable_progress_bar()
@@ -148,7 +158,7 @@ def run_probe(argv: list[str]) -> None:
         policy = Policy(args.model, Processor(args.model, args.max_pixels), reference=False, device=device())
     except (OSError, ValueError, RuntimeError, AttributeError, KeyError) as error:
         raise DataError(f"cannot load model {args.model}: {(str(error).splitlines() or [''])[0]}") from None
-    records = probe(policy, pairs, args.batch_size)
+    records = probe(policy, usable(pairs, policy.processor, args.max_context), args.batch_size)
     found = selection(records)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -161,8 +171,8 @@ def run_probe(argv: list[str]) -> None:
           f"{found['pairs_in_both_orders']} of them in both orders; chance 0.5)\n"
           f"  right context is A {show('accuracy_A')}, is B {show('accuracy_B')}; right in both orders "
           f"{show('right_in_both_orders')} (chance 0.25)\n"
-          f"  says A in {found['says_A']:.3f} of the questions: position bias {found['says_A'] - 0.5:+.3f}; "
-          f"mean margin {found['margin']:+.2f}")
+          f"  position bias {'–' if found['bias'] is None else format(found['bias'], '+.3f')} (+0.5: always A, -0.5: "
+          f"always B); mean margin {found['margin']:+.2f}")
 
 
 # ------------------------------------------------------------------------------------ the verifier's own errors
@@ -176,8 +186,9 @@ def load_labelled(path: Path) -> list[tuple[Query, str, bool]]:
     for where, line in json_lines(path):
         try:
             try:
-                row = json.loads(line)
+                row = json.loads(line, object_pairs_hook=unambiguous)
                 response, sound = row.pop("response"), row.pop("sound")
+                json.dumps(response, ensure_ascii=False).encode()                   # half a surrogate pair
             except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
                 missing = f"field {error} is missing" if isinstance(error, KeyError) else "not a JSON object"
                 raise DataError(missing) from None
@@ -201,7 +212,8 @@ def toy_labelled(models: list[str], seeds: list[int], queries: int, samples: int
     from sampler import stage1
 
     asked = toy.heldout_queries(queries // 4)
-    exact, items = toy.ToyVerifier("solution"), {(q.id, "worked"): (q, toy.solve(q.facts), True) for q in asked}
+    exact, worked = toy.ToyVerifier("solution"), {q.id: toy.solve(q.facts) for q in asked}
+    items = {(q.id, worked[q.id]): (q, worked[q.id], True) for q in asked}
     for model in models:
         engine, processor = load_engine(model)
         prompts = [processor.prompt(q) for q in asked]
@@ -233,17 +245,18 @@ def verifier_errors(verifier, items: list[tuple[Query, str, bool]]) -> dict:
 
 def verifier_table(found: dict[str, dict[str, dict]]) -> str:
     def cell(part: dict) -> str:
-        return "{:.1f} [{:.1f}, {:.1f}]".format(part["rejected"], *part["interval"]) if part["interval"] else "–"
+        return ("{:.1f} [{:.1f}, {:.1f}] of {}".format(part["rejected"], *part["interval"], part["n"]) if part["n"]
+                else "–")
 
     lines = ["| verifier | is told | false positives flagged, % | good reasoning rejected, % "
-             "| wrong answers accepted, % | failed verdicts |", "|---|---|---|---|---|---|"]
+             "| wrong answers accepted, % | failed verdicts of these |", "|---|---|---|---|---|---|"]
     for name, levels in found.items():
         for context, kinds in levels.items():
             wrong = kinds["wrong answers"]
             accepted = dict(wrong, rejected=None if wrong["rejected"] is None else 100 - wrong["rejected"],
                             interval=wrong["interval"] and [100 - x for x in reversed(wrong["interval"])])
             cells = [name, context, cell(kinds["false positives"]), cell(kinds["sound"]), cell(accepted),
-                     str(sum(kind["failed"] for kind in kinds.values()))]
+                     ", ".join(str(kind["failed"]) for kind in kinds.values())]
             lines.append(f"| {' | '.join(cells)} |")
     for name, flagged in PAPER_FLAGGED.items():
         lines += [f"| {name} | {context} | {value:.2f} | not measured | not measured | |"
@@ -283,10 +296,13 @@ def verifier_figure(found: dict[str, dict[str, dict]], target: Path) -> None:
             for c, (value, span) in enumerate(values):
                 if value is not None:
                     error = [[max(value - span[0], 0)], [max(span[1] - value, 0)]] if span else None
-                    axis.bar(c + (i - (len(bars) - 1) / 2) * width, value, 0.92 * width, yerr=error, capsize=2,
-                             color=f"C{i}" if name in found else ("0.55", "0.75")[i % 2],
-                             label=name if c == 0 else None)
-        axis.set(xticks=range(len(CONTEXTS)), xticklabels=[f"told: {c}" for c in CONTEXTS], ylim=(0, 105),
+                    place = c + (i - (len(bars) - 1) / 2) * width
+                    axis.bar(place, value, 0.92 * width, yerr=error, capsize=2, label=name if c == 0 else None,
+                             color=f"C{i}" if name in found else ("0.55", "0.75")[i % 2])
+                    axis.text(place, (span[1] if span else value) + 1.5, f"{value:.0f}", ha="center", fontsize=8)
+        if kind == "sound":
+            axis.text(0.97, 0.95, "the paper did not measure this", transform=axis.transAxes, ha="right", color="0.4")
+        axis.set(xticks=range(len(CONTEXTS)), xticklabels=[f"told: {c}" for c in CONTEXTS], ylim=(0, 115),
                  title={"false positives": "false positives flagged, %", "sound": "good reasoning rejected, %"}[kind])
         axis.grid(axis="y", alpha=0.25)
         axis.set_axisbelow(True)
@@ -316,6 +332,10 @@ def run_verifier(argv: list[str]) -> None:
 
     if args.responses and not args.verifier:
         raise DataError("--responses needs --verifier: the built-in world's verifiers know its own pictures only")
+    if min(args.concurrency, args.samples, args.judge_timeout) <= 0 or args.queries < 4:
+        raise DataError("--concurrency, --samples and --judge_timeout must be above 0, --queries at least 4")
+    if args.figure.suffix not in (".png", ".pdf", ".svg"):
+        raise DataError(f"--figure {args.figure}: the name must end in .png, .pdf or .svg")
     items = load_labelled(args.responses) if args.responses else toy_labelled(args.models, args.seeds, args.queries,
                                                                               args.samples)
     if args.verifier:
@@ -326,11 +346,17 @@ def run_verifier(argv: list[str]) -> None:
         judges = {chat.model: lambda context: Verifier(chat, context, args.concurrency)}
     else:
         onlooker = toy.Onlooker(*load_engine("assets/toy", 64))
-        judges = {"exact (built-in world)": toy.ToyVerifier,
-                  "onlooker (built-in world)": lambda context: Verifier(onlooker, context)}
+        judges = {"exact (the labels are its own)": toy.ToyVerifier,
+                  "onlooker": lambda context: Verifier(onlooker, context)}
     found = {name: {context: verifier_errors(judge(context), items) for context in args.contexts}
              for name, judge in judges.items()}
     kinds = next(iter(next(iter(found.values())).values()))
+    if not any(part["n"] for levels in found.values() for kinds in levels.values() for part in kinds.values()):
+        raise DataError("no response was judged: every verdict failed")
+    odd = sum(sound and not answers_match(query, text) for query, text, sound in items)
+    if odd:
+        print(f"{odd} responses are labelled sound although their final answer is not the reference's by rule",
+              file=sys.stderr)
     print(", ".join(f"{part['n'] + part['failed']} {kind}" for kind, part in kinds.items())
           + (f" (seeds {', '.join(map(str, args.seeds))})" if not args.responses else "")
           + "; 95 % intervals by bootstrap over queries\n")

@@ -7,7 +7,8 @@ compared (grpo.context_loss).  A file is JSONL, one pair a line, image paths rel
     {"id": "p1", "question": "how many red ?", "answer": "3", "supporting": "a.png", "confounding": "b.png"}
 
     "kind": "text"      supporting and confounding are texts, not images
-    "prompt"            our wording of the task replaced: two marks <image>, or {A} and {B} where the texts go
+    "prompt"            another wording of the task: two marks <image>, or {A} and {B} where the texts go; {question}
+                        and {answer} are filled in
 
 Rows of the released loaders are read as well (JSONL, or parquet with encoded images; a folder or hub id of such):
 
@@ -29,11 +30,12 @@ import hashlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -120,7 +122,7 @@ def as_query(pair: ContextPair) -> Query:
     ordered = (pair.supporting, pair.confounding) if pair.letter == "A" else (pair.confounding, pair.supporting)
     text = pair.prompt or {"image": IMAGE_PROMPT, "text": TEXT_PROMPT}[pair.kind]
     values = dict(zip("AB", ordered)) if pair.kind == "text" else {}
-    if not pair.prompt:
+    if pair.question:                                                         # else a released row: nothing to fill in
         values |= {name: getattr(pair, name).replace(IMAGE_MARK, "").strip() for name in ("question", "answer")}
     # One pass over the marks, so that braces and marks inside the texts stay what they are.
     text = re.sub(r"\{(question|answer|A|B)\}", lambda m: values.get(m[1], m[0]), text)
@@ -150,6 +152,7 @@ def rows_of(source: str) -> Iterator[tuple]:
 def json_row(line: bytes) -> dict:
     try:
         row = json.loads(line.decode("utf-8"))
+        json.dumps(row, ensure_ascii=False).encode()                      # half a surrogate pair could not be written
     except UnicodeError:
         raise DataError("not UTF-8 text") from None
     except (ValueError, RecursionError) as error:
@@ -202,18 +205,19 @@ def pair_of_row(row: dict, folder: Path, where: str) -> ContextPair:
         raise DataError("neither fields of a context pair (question, answer, supporting, confounding) nor of a "
                         "released one (problem, answer, images; or prompt, correct_answer)")
 
-    def text(name: str) -> str:
-        if not isinstance(row.get(name), str) or not row[name].strip():
-            raise DataError(f"field '{name}' is missing or empty")
-        return row[name]
+    def text(field: str) -> str:
+        if not isinstance(row.get(field), str) or not row[field].strip():
+            raise DataError(f"field '{field}' is missing or empty")
+        return row[field]
 
+    name = where if row.get("id") in (None, "") else str(row["id"])
     if shape == "correct_answer":
-        return ContextPair(str(row.get("id", where)), "", "", "", "", "prompt", text("prompt"), letter_of(row, shape))
+        return ContextPair(name, "", "", "", "", "prompt", text("prompt"), letter_of(row, shape))
     if shape == "problem":
         images = row.get("images")
         images = images if isinstance(images, list) else [] if images is None else [images]
         if len(images) < 2:
-            if row.get("answer") in ("A", "B") and IMAGE_MARK in text("problem"):
+            if row.get("answer") in ("A", "B") and text("problem").count(IMAGE_MARK) >= 2:
                 raise DataError(f"{len(images)} images, a pair needs two")
             raise OrdinaryRow("no pair")
         marks = text("problem").count(IMAGE_MARK)
@@ -222,7 +226,7 @@ def pair_of_row(row: dict, folder: Path, where: str) -> ContextPair:
         letter, prompt = letter_of(row, "answer"), row["problem"].rstrip()
         prompt = prompt if prompt.endswith(OUTPUT) else f"{prompt}\n{OUTPUT}"
         images = [picture_of(image, folder) for image in (images if letter == "A" else images[::-1])]
-        pair = ContextPair(str(row.get("id", where)), "", "", *images, "image", prompt, letter)
+        pair = ContextPair(name, "", "", *images, "image", prompt, letter)
     else:
         unknown = set(row) - {f for f in ContextPair.__dataclass_fields__ if f != "letter"}
         if unknown:
@@ -269,23 +273,48 @@ def same_context(pair: ContextPair) -> bool:
     return one == other or len({x if isinstance(x, bytes) else Path(x).read_bytes() for x in (one, other)}) == 1
 
 
-def save_pairs(pairs: list[ContextPair], path: str | Path) -> None:
-    """JSONL, plus images/ beside it.  Letters are not written: they are dealt when the file is read."""
-    path = Path(path)
+def save_pairs(pairs: Iterable[ContextPair], path: str | Path) -> int:
+    """JSONL, plus images/ beside it, written as the pairs come.  -> how many.  Letters are not written: they are dealt
+    when the file is read."""
+    path, count = Path(path), 0
     (path.parent / "images").mkdir(parents=True, exist_ok=True)
     with open(path, "w", encoding="utf-8") as file:
-        for pair in pairs:
+        for count, pair in enumerate(pairs, start=1):
             row = {name: value for name, value in asdict(pair).items() if name != "letter" and value != ""}
             if pair.kind == "image":
                 for side in ("supporting", "confounding"):
                     row[side] = save_image(row[side], path.parent / "images", f"{pair.id}-{side}", replace=True)
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.flush()
+    return count
+
+
+def usable(pairs: list[ContextPair], processor, longest: int) -> list[ContextPair]:
+    """Pairs that this model can be asked: no special token in their texts, and no text of more than `longest` tokens.
+    The others are counted and named.  (An image is bounded by its number of pixels.)"""
+    kept, bad = [], []
+    for pair in pairs:
+        query = as_query(pair)
+        try:
+            processor.check(query)
+            tokens = len(processor.tokenizer(query.question)["input_ids"])
+            if tokens > longest:
+                raise DataError(f"query {query.id}: {tokens} tokens, more than {longest}")
+            kept.append(pair)
+        except DataError as error:
+            bad.append(str(error))
+    if not kept:
+        raise DataError(f"no usable context pair, the first: {bad[0]}")
+    if bad and os.environ.get("RANK", "0") == "0":
+        print(*(f"skipped {problem}" for problem in bad[:REPORTED]),
+              f"{len(bad)} context pairs skipped, {len(kept)} kept", sep="\n", file=sys.stderr)
+    return kept
 
 
 # ---------------------------------------------------------------------------------------------------- building
 # Each builder takes queries (or trajectories) and counts what it leaves out.
 
-def similar_pairs(queries: list[Query], vectors, least: float, left_out: Counter) -> list[ContextPair]:
+def similar_pairs(queries: list[Query], vectors, least: float, left_out: Counter) -> Iterator[ContextPair]:
     """Similarity search: for each query the nearest picture of the pool about which the SAME question has another
     answer, so the label needs no model.  `vectors` [n, d] float32, one row for the picture of each query.
 
@@ -296,7 +325,7 @@ def similar_pairs(queries: list[Query], vectors, least: float, left_out: Counter
 
     vectors = vectors - vectors.mean(axis=0)
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    found, cosines, asked = [], [], defaultdict(list)
+    cosines, asked = [], defaultdict(list)
     for i, query in enumerate(queries):
         asked[" ".join(query.question.lower().split())].append(i)
     for members in asked.values():
@@ -307,16 +336,19 @@ def similar_pairs(queries: list[Query], vectors, least: float, left_out: Counter
             if other is None:
                 left_out["no other answer to the question in the pool"] += 1
                 continue
+            pair = ContextPair(queries[i].id, queries[i].question, queries[i].answer, queries[i].images[0],
+                               queries[other].images[0])
+            if same_context(pair):
+                left_out["the nearest picture with another answer is the same picture: a wrong label"] += 1
+                continue
             cosines.append(float(vectors[other] @ vectors[i]))
             if cosines[-1] < least:
                 left_out[f"no picture with another answer within a cosine of {least}"] += 1
             else:
-                found.append(ContextPair(queries[i].id, queries[i].question, queries[i].answer, queries[i].images[0],
-                                         queries[other].images[0]))
+                yield pair
     if cosines:
         print("cosine of the nearest picture with another answer: " + ", ".join(
             f"{share} % of the queries above {np.percentile(cosines, 100 - share):.2f}" for share in (90, 50, 10, 1)))
-    return found
 
 
 def picture_vectors(queries: list[Query], model: str):
@@ -328,8 +360,12 @@ def picture_vectors(queries: list[Query], model: str):
 
     from data import Processor
 
-    processor, device = Processor(model), "cuda" if torch.cuda.is_available() else "cpu"
-    tower = AutoModelForImageTextToText.from_pretrained(model).model.visual.eval().to(device)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        processor = Processor(model)
+        tower = AutoModelForImageTextToText.from_pretrained(model).model.visual.eval().to(device)
+    except (OSError, ValueError, AttributeError, RuntimeError, KeyError) as error:
+        raise DataError(f"cannot load model {model}: {(str(error).splitlines() or [''])[0]}") from None
     vectors = []
     with torch.no_grad():
         for query in tqdm(queries, desc="vectors"):
@@ -357,7 +393,7 @@ def filtered_pairs(rows: list[dict], fields: list[str], left_out: Counter) -> It
                 left_out["no partner"] += 1
                 continue
             texts = [masked(r["context"], row["answer"], other["answer"]) for r in (row, other)]
-            pair = ContextPair(str(row["id"]), row["question"], row["answer"], *texts, "text")
+            pair = ContextPair(row["id"], row["question"], row["answer"], *texts, "text")
             if same_context(pair):
                 left_out["the same context once the answers are masked"] += 1
             else:
@@ -365,20 +401,25 @@ def filtered_pairs(rows: list[dict], fields: list[str], left_out: Counter) -> It
 
 
 def masked(context: str, *answers: str) -> str:
-    """Takes the lines of the answers out of a context, also where they are changed lines of a patch.
+    """Takes what the answers say out of a context: their lines of at least 8 characters, also where they are changed
+    lines of a patch, and a short answer (one line, less than that) wherever it stands as a word.
 
     >>> masked("edit a.py: return x + 1, done", "-    return x\\n+    return x + 1")
     'edit a.py: [masked], done'
+    >>> masked("yes, it was yesterday", "yes")
+    '[masked], it was yesterday'
     """
     lines = {re.sub(r"^[+-](?![+-]{2} )", "", line).strip() for answer in answers for line in answer.splitlines()}
     for line in sorted((line for line in lines if len(line) >= 8), key=len, reverse=True):
         context = context.replace(line, MASK)
+    for answer in {a.strip() for a in answers if len(a.strip()) < 8}:
+        context = re.sub(rf"(?<!\w){re.escape(answer)}(?!\w)", lambda _: MASK, context)
     return context
 
 
 def read_trajectories(path: Path, left_out: Counter) -> list[dict]:
     """Rows {"id", "question", "answer", "context", ...}; a context may be a list of chat messages."""
-    rows = []
+    rows, seen = [], set()
     for where, line in json_lines(path):
         try:
             row = json_row(line)
@@ -387,7 +428,10 @@ def read_trajectories(path: Path, left_out: Counter) -> list[dict]:
             for name in ("question", "answer", "context"):
                 if not isinstance(row.get(name), str) or not row[name].strip():
                     raise DataError(f"field '{name}' is missing or empty")
-            row.setdefault("id", where)
+            row["id"] = where if row.get("id") in (None, "") else str(row["id"])
+            if row["id"] in seen:
+                raise DataError(f"id '{row['id']}' appears twice")
+            seen.add(row["id"])
             rows.append(row)
         except (DataError, KeyError, TypeError) as error:
             left_out["bad rows"] += 1
@@ -407,26 +451,44 @@ def edited_pairs(queries: list[Query], command: str, timeout: float, left_out: C
             before, after = Path(folder) / "image.png", Path(folder) / "edited.png"
             read_picture(query.images[0]).save(before)
             asked = {"question": query.question, "answer": query.answer, "image": str(before), "output": str(after)}
-            try:
-                done = subprocess.run(command, shell=True, input=json.dumps(asked), capture_output=True, text=True,
-                                      timeout=timeout)
-                answer = json.loads(done.stdout)["answer"] if done.returncode == 0 else None
-            except subprocess.TimeoutExpired:
+            code, output = run_editor(command, json.dumps(asked), timeout)
+            if code is None:
                 left_out["the program took too long"] += 1
                 continue
+            if code:
+                left_out[f"the program declined (exit code {code})"] += 1
+                continue
+            try:
+                answer = json.loads(output)["answer"]
+                unchanged = read_picture(str(after)).tobytes() == read_picture(str(before)).tobytes()
+            except DataError:
+                left_out["the program wrote no picture that can be read"] += 1
             except (ValueError, KeyError, TypeError):
                 left_out["the program printed no answer"] += 1
-                continue
-            if answer is None:
-                left_out["the program declined"] += 1
-            elif not isinstance(answer, str) or not answer.strip() or same(answer, query.answer):
-                left_out["the answer did not change"] += 1
-            elif not after.is_file() or read_picture(str(after)).tobytes() == read_picture(str(before)).tobytes():
-                left_out["the picture did not change"] += 1
             else:
-                pictures = [before.read_bytes(), after.read_bytes()]
-                yield ContextPair(query.id, query.question, query.answer, *pictures)
-                yield ContextPair(f"{query.id}-edited", query.question, answer, *reversed(pictures))
+                if not isinstance(answer, str) or not answer.strip() or same(answer, query.answer):
+                    left_out["the answer did not change"] += 1
+                elif unchanged:
+                    left_out["the picture did not change"] += 1
+                else:
+                    pictures = [before.read_bytes(), after.read_bytes()]
+                    yield ContextPair(query.id, query.question, query.answer, *pictures)
+                    yield ContextPair(f"{query.id}-edited", query.question, answer, *reversed(pictures))
+
+
+def run_editor(command: str, text: str, timeout: float) -> tuple[int | None, str]:
+    """-> (exit code, stdout); None: it took too long, and all that it started is ended.  Its stderr is shown."""
+    program = subprocess.Popen(command, shell=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                               start_new_session=True)
+    try:
+        output, _ = program.communicate(text, timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(program.pid, signal.SIGKILL)
+        program.communicate()
+        return None, ""
+    if program.returncode in (126, 127):                                          # the shell could not start it
+        raise DataError(f"--command cannot be run: {command}")
+    return program.returncode, output
 
 
 def show(source: str) -> None:
@@ -464,46 +526,63 @@ def main() -> None:
     args = parser.parse_args()
     try:
         if args.command_ == "show":
-            show(args.source)
-        left_out = Counter()
-        if args.command_ == "filter":
-            rows = read_trajectories(Path(args.pool), left_out)
-            found = list(filtered_pairs(rows, args.same, left_out))
-        else:
-            queries = load_queries(args.pool)
-            left_out["not exactly one picture"] = sum(len(q.images) != 1 for q in queries)
-            queries = [q for q in queries if len(q.images) == 1]
-            if args.command_ == "edit":
-                found = list(edited_pairs(queries, args.command, args.timeout, left_out))
-            else:
-                found = similar_pairs(queries, read_vectors(args, queries), args.cosine, left_out)
-        lines = [f"left out: {n}, {why}" for why, n in left_out.items() if n]
-        if not found:
-            raise DataError("; ".join(["no pair found", *lines]))
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        save_pairs(found, args.out)
+            return show(args.source)
+        build(args)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    print(*lines, f"{len(found)} context pairs written to {args.out}", sep="\n")
 
 
-def read_vectors(args, queries: list[Query]):
+def build(args: argparse.Namespace) -> None:
+    left_out = Counter()
+    if args.out.is_dir():
+        raise DataError(f"{args.out} is a folder")
+    if args.command_ == "filter":
+        found = filtered_pairs(read_trajectories(Path(args.pool), left_out), args.same, left_out)
+    else:
+        queries = load_queries(args.pool)
+        vectors = read_vectors(args.vectors, len(queries)) if args.command_ == "similar" and args.vectors else None
+        keep = [i for i, query in enumerate(queries) if readable(query, left_out)]
+        queries = [queries[i] for i in keep]
+        if not queries:
+            raise DataError(f"no query with exactly one readable picture in {args.pool}")
+        if args.command_ == "edit":
+            found = edited_pairs(queries, args.command, args.timeout, left_out)
+        else:
+            found = similar_pairs(queries, picture_vectors(queries, args.model) if vectors is None else vectors[keep],
+                                  args.cosine, left_out)
+    try:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        count = save_pairs(found, args.out)
+    except OSError as error:
+        raise DataError(f"cannot write {args.out}: {error.strerror}") from None
+    lines = [f"left out: {n}, {why}" for why, n in left_out.items() if n]
+    if not count:
+        args.out.unlink()
+        raise DataError("; ".join(["no pair found", *lines]))
+    print(*lines, f"{count} context pairs written to {args.out}", sep="\n")
+
+
+def readable(query: Query, left_out: Counter) -> bool:
+    """Whether a query has exactly one picture, all of which can be read."""
+    try:
+        if len(query.images) == 1:
+            return bool(read_picture(query.images[0]))
+        left_out["not exactly one picture"] += 1
+    except DataError:
+        left_out["the picture cannot be read"] += 1
+    return False
+
+
+def read_vectors(file: str, rows: int):
     import numpy as np
 
-    if not args.vectors:
-        try:
-            return picture_vectors(queries, args.model)
-        except (OSError, ValueError, AttributeError) as error:
-            if isinstance(error, DataError):
-                raise
-            raise DataError(f"cannot load model {args.model}: {(str(error).splitlines() or [''])[0]}") from None
     try:
-        vectors = np.load(args.vectors, allow_pickle=False).astype(np.float32)
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {args.vectors}: {str(error).splitlines()[0]}") from None
-    if vectors.ndim != 2 or len(vectors) != len(queries) or not np.isfinite(vectors).all():
-        raise DataError(f"{args.vectors}: {vectors.shape}, finite rows for {len(queries)} queries are needed")
+        vectors = np.load(file, allow_pickle=False).astype(np.float32)
+    except (OSError, ValueError, EOFError, AttributeError) as error:
+        raise DataError(f"cannot read {file} as one .npy array ({type(error).__name__})") from None
+    if vectors.ndim != 2 or len(vectors) != rows or not np.isfinite(vectors).all():
+        raise DataError(f"{file}: {vectors.shape}, finite rows for {rows} queries are needed")
     return vectors
 
 

@@ -278,8 +278,11 @@ class Policy:
         mass = total["rolled_back_mass"] + total["on_policy_mass"]
         context = {f"context/{name}": mean(f"context_{key}", "context_pairs") for name, key in
                    (("loss", "loss"), ("accuracy", "right"), ("margin", "margin"), ("hopeless_share", "hopeless"))}
+        if total["context_pairs"]:
+            context |= {"context/pairs": total["context_pairs"],
+                        "context/grad_norm_without": max(own for _, own in norms if own is not None)}
         return {**(context if total["context_pairs"] else {}), "loss": total["loss"],
-                "grad_norm": max(norms), "learning_rate": self.learning_rate_at(step),
+                "grad_norm": max(norm for norm, _ in norms), "learning_rate": self.learning_rate_at(step),
                 "ratio": mean("ratio") if total["tokens"] else None,
                 "ratio_before_update": mean("ratio", of=first) if first["tokens"] else None,
                 "kl_before_update": mean("kl", "on_policy_tokens", first),
@@ -311,10 +314,14 @@ class Policy:
         return Row(self.processor.prompt(Query("tiny", [picture.getvalue()], ".", "-", "-")), [])
 
     def gradient(self, rows: list[Row], settings: UpdateSettings, old: list | None = None,
-                 sums: dict | None = None, choices: list[Row] = ()) -> None:
+                 sums: dict | None = None, choices: list[Row] = ()) -> float | None:
         """Leaves in `.grad` the gradient of the mean loss over `rows`, the same list on all ranks: equal for any
         number of ranks and any micro-batches, because sums are divided once, by a count over all of them.  The
-        auxiliary loss of `choices` is added with its weight and a count of its own, so neither thins the other."""
+        auxiliary loss of `choices` is added with its weight and a count of its own, so neither thins the other.
+
+        -> with choices, the norm of the gradient without them: the sum is clipped as one, so a large auxiliary
+        gradient does leave less of a clipped step to the method's own.
+        """
         sums = {} if sums is None else sums
         members = [m for row in rows for m in row.members]
         count = max(sum(len(m.ids) for m in members) if settings.token_mean else len(members), 1)   # THE division
@@ -322,12 +329,18 @@ class Policy:
         for i, batch in enumerate(self._deal(rows, settings.micro_batch_tokens)):
             loss = self._loss(batch, None if old is None else old[i], settings, sums, count)
             (loss * self.world / count).backward()             # FSDP averages over ranks, we want the sum
+        own = self._norm() if choices else None
         for batch in self._deal(choices, settings.micro_batch_tokens):
             loss = self._context_loss(batch, settings, sums)
             (settings.context_weight * loss * self.world / len(choices)).backward()
         for p in self.parameters.values():                     # e.g. no picture in the batch: zero, not skipped
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
+        return own
+
+    def _norm(self) -> float:
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters.values() if p.grad is not None])
+        return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
 
     def _loss(self, batch: list[Row], old_T, settings: UpdateSettings, sums: dict, count: float) -> torch.Tensor:
         packed = self.pack(batch)
@@ -392,9 +405,10 @@ class Policy:
         """With several updates per batch: log-probs before the first, in the same micro-batches as the updates."""
         return [self.logprobs(self.pack(batch))[0] for batch in self._deal(rows, settings.micro_batch_tokens)]
 
-    def _optimizer_step(self, rows, old, step: int, settings: UpdateSettings, sums: dict, choices: list[Row]) -> float:
-        """-> norm of the gradient before clipping; the learning rate is that of `step`."""
-        self.gradient(rows, settings, old, sums, choices)
+    def _optimizer_step(self, rows, old, step: int, settings: UpdateSettings, sums: dict,
+                        choices: list[Row]) -> tuple[float, float | None]:
+        """-> norm of the gradient before clipping, and with choices that without them; learning rate of `step`."""
+        own = self.gradient(rows, settings, old, sums, choices)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), settings.max_grad_norm)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if not torch.isfinite(norm):          # the summed gradient is the same on all ranks: all stop together
@@ -404,7 +418,7 @@ class Policy:
         if norm > 0:                          # nothing to learn from: do not let AdamW's momentum move the weights
             self.optimizer.step()
         self.optimizer.zero_grad()            # their memory is the engine's while it samples
-        return norm.item()
+        return norm.item(), own
 
     def learning_rate_at(self, step: int) -> float:
         """Linear warm-up, then cosine down to min_lr_ratio (the paper's `cosine_with_min_lr`); step counts from 1."""

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 import grpo
-from config import UsageError
+from config import Config, UsageError
 from data import DataError, Processor, Query, save_image
 from policy import Policy, all_gather, all_sum, in_batch_order
 from reward import Verdict, VerdictStatus, answers_match
@@ -229,8 +229,9 @@ class Run:
             raise UsageError(f"--resume: {file} is broken") from None
         for name in sorted(set(now) - self.FREE):
             moved = name == "verifier" and "://" in now[name] and "://" in str(before.get(name))    # a server's address
-            if before.get(name) != now[name] and not moved:
-                raise UsageError(f"--resume: {name} was {before.get(name)!r} in this run and is {now[name]!r} now")
+            was = before.get(name, Config.__dataclass_fields__[name].default)      # a setting that came later
+            if was != now[name] and not moved:
+                raise UsageError(f"--resume: {name} was {was!r} in this run and is {now[name]!r} now")
 
     def _cut_back(self, file: Path) -> None:
         """Drops what a killed session wrote after its last checkpoint, a half-written last line included."""

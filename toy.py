@@ -193,7 +193,8 @@ PAIR_PROMPT = "<image> <image> how many {noun} ? {answer} . ?"
 
 
 def make_pair(index: int, split: str) -> ContextPair:
-    """Two pictures that differ in one cell, which decides between one and none of something."""
+    """Two scenes that differ in one cell, which decides between one and none of a colour; each is drawn with a jitter of
+    its own.  The answer is always 1: what has to be read is the question."""
     rng = random.Random(f"{split}-pair-{index}")
     while True:
         scene, noun = draw_scene(rng), rng.choice(list(COLOURS))
@@ -380,20 +381,21 @@ class ToyVerifier:
 class Onlooker:
     """A judge with eyes and beliefs of its own, behind the same prompt as any language model: batch(messages) -> texts.
 
-    It sees the picture as a checkpoint describes it, takes made-up words for what the warm start takes them, and
-    believes the prompt more than itself.  Told the answer only, it can tell that it is wrong, not where.
+    It sees the picture as a checkpoint describes it (at T = 1: sometimes wrongly), takes made-up words for what the
+    warm start takes them, and believes the prompt more than itself.  Told the answer only, it can tell that it is
+    wrong, not where.
     """
 
     def __init__(self, engine, processor):
         self.engine, self.processor, self.seen = engine, processor, {}
 
     def batch(self, conversations: list[list[dict]]) -> list[str]:
-        from sampler import Request
+        from sampler import Request, seed_of
 
         images = {m[0]["content"][0]["image"] for m in conversations} - self.seen.keys()
-        requests = [Request(self.processor.prompt(Query("look", [image], "describe ?", "-", "-")), [0])
-                    for image in images]
-        for image, (sample,) in zip(images, self.engine.generate(requests, temperature=0.0), strict=True):
+        requests = [Request(self.processor.prompt(Query("look", [image], "describe ?", "-", "-")),
+                            [seed_of("onlooker", image)]) for image in images]
+        for image, (sample,) in zip(images, self.engine.generate(requests, temperature=1.0), strict=True):
             cells = [tuple(cell.split()) for cell in sample.text.split(" ; ")]
             self.seen[image] = tuple(cell if len(cell) == 2 else None for cell in cells)
         return [self.verdict(m[0]["content"][0]["image"], m[0]["content"][-1]["text"]) for m in conversations]

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import ALONE, ROOT
 from judge_server import JudgeServer
+from PIL import Image
 from test_contextrl import train
 
 import eval as evaluation
@@ -45,16 +46,25 @@ class Script:
 
 
 def test_each_error_is_counted_on_its_side():
-    items = ([(query(), "red 4 ; \\boxed{5}", False)] * 4 + [(query(), "red 3 ; \\boxed{5}", True)] * 3
-             + [(query(), "\\boxed{6}", False)] * 2 + [(query(), "\\boxed{5}", False), (query(), "\\boxed{5}", True)])
-    found = verifier_errors(Script(False, False, False, True, False, True, True, True, False, None, None), items)
+    a, b = query("a"), query("b")
+    items = ([(a, "red 4 ; \\boxed{5}", False)] * 4 + [(b, "red 3 ; \\boxed{5}", True)] * 3
+             + [(a, "\\boxed{6}", False)] * 3 + [(b, "\\boxed{6}", False)]
+             + [(a, "\\boxed{5}", False), (b, "\\boxed{5}", True)])
+    script = Script(False, False, False, True, False, True, True, True, True, True, False, None, None)
+    found = verifier_errors(script, items)
     assert {kind: (part["n"], part["failed"], part["rejected"]) for kind, part in found.items()} == {
-        "false positives": (4, 1, 75.0), "sound": (3, 1, pytest.approx(100 / 3)), "wrong answers": (2, 0, 50.0)}
+        "false positives": (4, 1, 75.0), "sound": (3, 1, pytest.approx(100 / 3)), "wrong answers": (4, 0, 25.0)}
+    # Of the wrong answers all three of one query are accepted and the one of the other query is not.
+    assert found["wrong answers"]["interval"] == [0.0, 100.0]
     table = verifier_table({"judge": {"none": found}}).splitlines()
     cells = [cell.strip() for cell in table[2].strip("|").split("|")]
-    assert cells[:2] == ["judge", "none"] and cells[2].startswith("75.0 [") and cells[3].startswith("33.3 [")
-    assert cells[4].startswith("50.0 [") and cells[5] == "2"
-    assert "| paper, 32B | solution | 81.98 | not measured | not measured | |" in table
+    assert cells[:2] == ["judge", "none"] and cells[2].startswith("75.0 [") and cells[2].endswith("] of 4")
+    assert cells[3].startswith("33.3 [") and cells[4] == "75.0 [0.0, 100.0] of 4" and cells[5] == "1, 1, 0"
+    found["wrong answers"]["interval"] = [10.0, 30.0]
+    assert "75.0 [70.0, 90.0] of 4" in verifier_table({"judge": {"none": found}})       # accepted = 100 - rejected
+    for name, (none, answer, solution) in {"32B": (46.25, 50.03, 81.98), "235B": (51.25, 54.6, 82.12)}.items():
+        for context, value in (("none", none), ("answer", answer), ("solution", solution)):
+            assert f"| paper, {name} | {context} | {value:.2f} | not measured | not measured | |" in table
     assert evaluation.family_table({"judge": {"none": found}}).splitlines()[2] == "| judge | none | 3 of 4, 1 of 3 |"
     nothing = verifier_errors(Script(True), [(query(), "\\boxed{5}", True)])
     assert nothing["false positives"]["rejected"] is None and "| – |" in verifier_table({"j": {"answer": nothing}})
@@ -65,21 +75,28 @@ def test_the_interval_draws_whole_queries():
     together = interval([[0] * 10] * 5 + [[1] * 10] * 5)                 # as many zeros and ones, but only ten queries
     assert independent[0] == pytest.approx(0.4, abs=0.03) and independent[1] == pytest.approx(0.6, abs=0.03)
     assert together[0] < 0.3 and together[1] > 0.7
-    assert interval([[1, 1], [1]]) == [1.0, 1.0]
+    uneven = interval([[1]] * 50 + [[0] * 9] * 50)                       # a share of responses: .1, not a mean of means
+    assert uneven[0] < 0.1 < uneven[1] < 0.2
+    # Nothing varies: the exact interval, 1 - 0.025^(1/n) wide.
+    assert interval([[1, 1], [1]]) == [pytest.approx(0.025 ** 0.5), 1.0]
+    assert interval([[0]] * 100) == [0.0, pytest.approx(0.0362, abs=1e-4)]
 
 
 def test_a_labelled_file_with_bad_rows(tmp_path, capsys):
     good = {"id": "a", "question": "q", "solution": "s", "answer": "1", "response": "r", "sound": False}
     bad = [{**good, "sound": "no"}, {k: v for k, v in good.items() if k != "sound"}, {**good, "response": 3},
-           {**good, "images": ["none.png"]}, {**good, "extra": 1}, {**good, "answer": ""}, [1]]
+           {**good, "images": ["none.png"]}, {**good, "extra": 1}, {**good, "answer": ""}, [1],
+           {**good, "response": "red \ud800"}]
     file = tmp_path / "labelled.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in [good, *bad, good]))
+    file.write_text("".join(json.dumps(row) + "\n" for row in [good, *bad]) + '{"sound": true, ' + json.dumps(good)[1:]
+                    + "\n" + json.dumps(good) + "\n")
     assert [(q.id, text, sound) for q, text, sound in load_labelled(file)] == [("a", "r", False)] * 2
     lines = capsys.readouterr().err.splitlines()
-    assert lines[-1] == "7 bad rows skipped, 2 read" and len(lines) == 8
+    assert lines[-1] == "9 bad rows skipped, 2 read" and len(lines) == 10
     for line, reason in zip(lines, ("'response' must be a text and 'sound' true or false", "field 'sound' is missing",
                                     "'response' must be", "cannot read image", "unknown field(s) extra",
-                                    "field 'answer' is missing or empty", "not a JSON object")):
+                                    "field 'answer' is missing or empty", "not a JSON object",
+                                    "not a JSON object", "not a JSON object")):
         assert reason in line
     file.write_text(json.dumps(bad[0]) + "\n")
     with pytest.raises(DataError, match="no labelled response in .*, the first bad row: .*:1: 'response' must"):
@@ -145,10 +162,19 @@ def test_the_verifier_command_on_the_built_in_world(tmp_path):
     assert done.returncode == 0, done.stderr
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()
             if line.startswith("| ")]
-    exact = {row[1]: row for row in rows if row[0].startswith("exact")}
+    exact = {row[1]: row for row in rows if row[0].startswith("exact") and len(row) == 6 and "[" in row[2]}
     assert list(exact) == list(CONTEXTS) and exact["solution"][2].startswith("100.0")
-    assert all(row[3].startswith("0.0") for row in exact.values()) and (tmp_path / "f" / "v.png").stat().st_size > 9999
-    assert {row[0] for row in rows} >= {"onlooker (built-in world)", "paper, 32B", "paper, 235B"}
+    assert all(row[3].startswith("0.0") for row in exact.values() if row[1] in CONTEXTS and "%" not in row[3])
+    assert (tmp_path / "f" / "v.png").stat().st_size > 9999
+    assert {row[0] for row in rows} >= {"onlooker", "paper, 32B", "paper, 235B"}
+
+
+def test_labelled_responses_of_the_built_in_world():
+    """Each text once per query, worked solutions too, labels those of the exact verifier."""
+    items = evaluation.toy_labelled([str(ROOT / "assets" / "toy")], [1, 2], 16, 3)
+    assert len({(q.id, text) for q, text, _ in items}) == len(items) > 16
+    assert all(sound == toy.ToyVerifier().judge_one(q, text).correct for q, text, sound in items)
+    assert {q.id for q, text, sound in items if sound} == {q.id for q in toy.heldout_queries(4)}
 
 
 def test_the_verifier_command_on_a_labelled_file_and_a_server(tmp_path):
@@ -165,9 +191,11 @@ def test_the_verifier_command_on_a_labelled_file_and_a_server(tmp_path):
                        "--contexts", "solution", "--figure", tmp_path / "v.png")
     assert done.returncode == 0, done.stderr
     assert "2 false positives, 4 sound, 0 wrong answers" in done.stdout
-    assert "| exact-judge | solution | 100.0 [100.0, 100.0] | 0.0 [0.0, 0.0] | – | 0 |" in done.stdout
+    assert "| exact-judge | solution | 100.0 [15.8, 100.0] of 2 | 0.0 [0.0, 60.2] of 4 | – | 0, 0, 0 |" in done.stdout
     for wrong, line in ((["--responses", "no.jsonl", "--verifier", "http://localhost:9"], "error: "),
                         (["--responses", tmp_path / "labelled.jsonl"], "error: --responses needs --verifier"),
+                        (["--queries", 3], "error: --concurrency, --samples"), (["--samples", 0], "error: --conc"),
+                        (["--figure", tmp_path / "v.nonsense"], "error: --figure"),
                         (["--models", tmp_path], "error: cannot load model")):
         done = command("verifier", *wrong)
         assert done.returncode == 2 and done.stderr.startswith(line) and done.stderr.count("\n") == 1
@@ -195,8 +223,8 @@ def test_injected_data_differ_in_their_reasoning_only(tmp_path, monkeypatch):
     run.mkdir()
     monkeypatch.setattr(experiments, "run_one", lambda *_: run)
     rows = [{"query": f"q{i}", "images": [f"images/q{i}.png"], "question": "how many ?", "answer": "3", "family": "f",
-             "stage1": [member(False, False), member(True, True), member(True, True), member(True, i >= 4),
-                        member(True, True, "failed")]} for i in range(10)]
+             "stage1": [member(True, True, "failed") | {"text": "failed"}, member(False, False), member(True, True),
+                        member(True, True) | {"text": "second"}, member(True, i >= 4)]} for i in range(10)]
     rows.append({**rows[0], "query": "never sound", "stage1": [member(True, False)] * 4})
     (run / "rollouts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     experiments.record_samples([7], tmp_path, 1)
@@ -205,10 +233,11 @@ def test_injected_data_differ_in_their_reasoning_only(tmp_path, monkeypatch):
     for share, data in files.items():
         assert [row["id"] for row in data] == [f"q{i}" for i in range(10)]
         assert sum(row["solution"] == "True False" for row in data) == share // 10
+        assert {row["solution"] for row in data} <= {"True True", "True False"}
         assert (tmp_path / "recording-seed7" / data[0]["images"][0]).resolve() == (run / "images/q0.png").resolve()
         assert [{**row, "solution": ""} for row in data] == [{**row, "solution": ""} for row in files[0]]
     with pytest.raises(RuntimeError, match="seed 7: 2 queries have both kinds, too few for 30 %"):
-        rows = [{**row, "stage1": row["stage1"][:3] + [member(True, i >= 2)]} for i, row in enumerate(rows[:10])]
+        rows = [{**row, "stage1": row["stage1"][:4] + [member(True, i >= 2)]} for i, row in enumerate(rows[:10])]
         (run / "rollouts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         experiments.record_samples([7], tmp_path, 1)
 
@@ -240,22 +269,74 @@ def test_tables_hold_what_the_summaries_say_beside_the_papers_numbers(two_runs):
     assert cells(table.splitlines()[3])[2].endswith("± ?")                                       # one seed: no spread
 
 
-def test_figures_and_tables_of_short_runs(two_runs, tmp_path, monkeypatch):
-    experiments.make_figure(two_runs, tmp_path / "methods.png")
-    table = experiments.gain_table(two_runs, epoch=1).splitlines()
-    rows = [json.loads(line) for line in (two_runs["ContextRL"][0] / "rollouts.jsonl").open()]
-    assert [r["step"] for r in rows] == [1] * 8 + [2] * 8 and len(table) == 2 + len(experiments.GAIN)
-    experiments.gain_figure(two_runs, tmp_path / "gain.png")
-    measured = {"accuracy": 0.7, "right_in_both_orders": 0.5, "says_A": 0.4}
+def test_the_gain_table_is_that_of_the_rollouts(two_runs):
+    rows = [[json.loads(line) for line in (run / "rollouts.jsonl").open()] for run in two_runs["ContextRL"]]
+    assert [r["step"] for r in rows[0]] == [1] * 8 + [2] * 8
+    table = [cells(line) for line in experiments.gain_table(two_runs, epoch=1).splitlines()[2:]]
+    assert [row[0] for row in table] == list(experiments.GAIN) and [row[3] for row in table] == [
+        "51.12", "8.9", "17.4*", "15.5*", "8.56", "about 17"]
+    for column, last in ((1, 1), (2, 2)):
+        found = [experiments.gains([r for r in of_run if r["step"] <= last]) for of_run in rows]
+        for row in table:
+            assert row[column].split(" ± ")[0] == f"{sum(f[row[0]] for f in found) / 2:.1f}"
+    assert any(row[1] != row[2] for row in table)
+    one = experiments.gain_table({"ContextRL": two_runs["ContextRL"][:1]}).splitlines()[2]
+    assert cells(one)[1].endswith("± ?")
+
+
+def test_the_context_table_says_what_was_lost(two_runs, tmp_path, monkeypatch):
+    measured = {"accuracy": 0.7, "right_in_both_orders": 0.5, "bias": -0.125}
     monkeypatch.setattr(experiments, "probe", lambda model, out: measured)
-    table = experiments.context_table(two_runs, tmp_path).splitlines()
-    assert cells(table[2])[0] == "start" and cells(table[2])[-1] == ".00 ± ?"
-    assert [cells(line)[4:7] for line in table[3:]] == [[".70 ± ?", ".50 ± ?", ".40 ± ?"],
-                                                        [".70 ± .00", ".50 ± .00", ".40 ± .00"]]
+    table = [cells(line) for line in experiments.context_table(two_runs, tmp_path).splitlines()[2:]]
+    assert table[0][0] == "start" and table[0][7:] == [".00 ± ?", ".00 ± ?"]
+    assert table[2][4:7] == [".70 ± .00", ".50 ± .00", "-.12 ± .00"]
+    ends = [json.loads((run / "summary.json").read_text()) for run in two_runs["ContextRL"]]
+
+    def families(which: str, name: str) -> list[float]:
+        return [s[which]["families"][name]["process_accuracy"] for s in ends]
+
+    spread = experiments.spread
+    assert table[2][1:4] == [*(spread([s[which]["process_accuracy"] for s in ends]) for which in ("end", "end_greedy")),
+                             spread(families("end", "hard"))]
+    for column, name in ((7, "ordinary"), (8, "balanced")):
+        lost = [b - a for a, b in zip(families("end_greedy", name), families("start_greedy", name))]
+        assert table[2][column] == spread(lost)
+
+
+def test_points_lost_by_hand(tmp_path):
+    def run(name: str, value: float) -> Path:
+        (tmp_path / name).mkdir()
+        families = {"balanced": {"process_accuracy": value}}
+        (tmp_path / name / "summary.json").write_text(json.dumps({"end": {"families": families}}))
+        return tmp_path / name
+
+    results = {"all sound": [run("a", 0.8), run("b", 0.6)], "10 % false": [run("c", 0.5)]}
+    assert [pytest.approx(v) for v in experiments.points_lost(results, "end", "balanced")] == [[10, -10], [-20]]
+
+
+def test_numbers_are_short():
+    assert [experiments.spread([x]) for x in (0.5, 0.0, -0.004, -0.127, 1.0)] == [
+        ".50 ± ?", ".00 ± ?", ".00 ± ?", "-.13 ± ?", "1.00 ± ?"]
+
+
+def test_figures_are_drawn(two_runs, tmp_path):
+    """That they can be drawn; what they show is for eyes."""
+    experiments.make_figure(two_runs, tmp_path / "methods.png")
+    experiments.gain_figure(two_runs, tmp_path / "gain.png")
     experiments.context_figure(two_runs, tmp_path / "context.png")
-    injected = dict(zip(experiments.INJECTION, [two_runs["GRPO"]] * 4))
-    experiments.injection_figure(injected, tmp_path / "injection.png")
-    assert all((tmp_path / f"{name}.png").stat().st_size > 9999 for name in ("methods", "gain", "context", "injection"))
+    experiments.injection_figure(dict(zip(experiments.INJECTION, [two_runs["GRPO"]] * 4)), tmp_path / "injection.png")
+    for name in ("methods", "gain", "context", "injection"):
+        with Image.open(tmp_path / f"{name}.png") as figure:
+            assert figure.width > 1000
+
+
+def test_a_run_that_fails_is_one_line(tmp_path):
+    (tmp_path / "contextrl-seed1").mkdir()
+    (tmp_path / "contextrl-seed1" / "config.json").write_text("no JSON")
+    done = command("information_gain", "--seeds", 1, "--folder", tmp_path, name="experiments.py")
+    assert done.returncode == 1 and done.stderr.startswith("error: ContextRL, seed 1: exit 2")
+    assert "Traceback" not in done.stderr
+    assert "no seed may stand twice" in command("methods", "--seeds", 1, 1, name="experiments.py").stderr
 
 
 def test_rows_of_the_papers_tables_have_the_names_of_ours():
@@ -267,4 +348,6 @@ def test_rows_of_the_papers_tables_have_the_names_of_ours():
     names = [experiments.run_name(a, 1) for rows in experiments.EXPERIMENTS.values() for a in rows.values()]
     settings = {a for rows in experiments.EXPERIMENTS.values() for a in rows.values()}
     assert len(set(names)) == len(settings)                               # a folder for each setting, and one only
-    assert evaluation.PAPER_FLAGGED["paper, 32B"] == (46.25, 50.03, 81.98)
+    table4 = experiments.PAPER["ablations"][1]
+    assert list(table4.values()) == ["66.67", "64.71", "65.13", "66.35", "66.24"]
+    assert experiments.PAPER["injection"][1]["30 % false"] == "53.41 / 72.47 / 73.49 / 77.00 / 61.29"

@@ -477,7 +477,7 @@ def test_a_line_break_that_json_does_not_escape_loses_nothing(world, tmp_path, m
     queries = [replace(query, question=f"{query.question} {strange} ?") for query in toy.train_queries(size=8)]
     save_queries(queries, tmp_path / "data.jsonl")
     whole = [(query.id, query.question) for query in queries]
-    monkeypatch.setattr(contextrl, "build_data", lambda config: (queries, [], None))    # not read from the file: below
+    monkeypatch.setattr(contextrl, "build_data", lambda config: (queries, [], [], None))   # not from the file: below
     run = train(world / "train.jsonl", tmp_path / "run", steps=2, stop_after=1)
     train(world / "train.jsonl", tmp_path / "run", "--resume", steps=2)
     assert [row["step"] for row in json_rows(run / "rollouts.jsonl")] == [1] * 4 + [2] * 4

@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from test_contextrl import assert_same_run, json_rows, metrics, train
 from test_policy import assert_same, double, gradients, make_rows
 
+import contextrl
 import eval as evaluation
 import pairs
 import toy
@@ -42,7 +43,7 @@ def few() -> list[ContextPair]:
 
 
 def choices(some: list[ContextPair], processor: Processor) -> list:
-    ids = {letter: processor.letter_ids(letter) for letter in "AB"}
+    ids = processor.option_ids()
     return [choice(processor.prompt(as_query(p)), ids[p.letter], ids[turned(p).letter]) for p in some]
 
 
@@ -84,7 +85,7 @@ def test_margins_are_those_of_the_plain_model_also_where_images_stand_inside_the
         query = as_query(pair)
         prompt = processor.prompt(query)
         logits = plain_logits(policy.model, prompt.ids, prompt.images, processor)[-1]
-        best = [logits[processor.letter_ids(letter)].max() for letter in (pair.letter, turned(pair).letter)]
+        best = [logits[processor.option_ids()[letter]].max() for letter in (pair.letter, turned(pair).letter)]
         assert (right[i] - wrong[i]).item() == pytest.approx((best[0] - best[1]).item(), abs=1e-8)
 
 
@@ -110,7 +111,7 @@ def test_the_gradient_is_that_of_the_definition_and_is_added_to_grpos(checkpoint
         for pair in some:
             prompt = processor.prompt(as_query(pair))
             logits = plain_logits(policy.model, prompt.ids, prompt.images, processor)[-1]
-            right, wrong = (logits[processor.letter_ids(x)].max() for x in (pair.letter, turned(pair).letter))
+            right, wrong = (logits[processor.option_ids()[x]].max() for x in (pair.letter, turned(pair).letter))
             losses.append(-torch.nn.functional.logsigmoid((right - wrong).clamp(-5, 5)))
         policy.optimizer.zero_grad()
         (0.3 * sum(losses) / len(losses)).backward()
@@ -195,9 +196,6 @@ def test_half_of_the_pairs_get_each_letter_whatever_the_order_of_the_file():
         assert {p.id: p.letter for p in reversed_} == {p.id: p.letter for p in dealt}
         other = {p.id: p.letter for p in deal_letters(dealt, seed=4)}
         assert 0.35 < np.mean([other[p.id] == p.letter for p in dealt]) < 0.65
-    # The order in which they are drawn in training tells nothing either: letters are balanced in long stretches.
-    first = [p.letter for p in dealt[:500]]
-    assert 0.4 < first.count("A") / 500 < 0.6
 
 
 def test_the_letter_names_the_place_of_the_supporting_context():
@@ -208,8 +206,12 @@ def test_the_letter_names_the_place_of_the_supporting_context():
     text = as_query(replace(pair, kind="text", supporting="{B} is {answer}", confounding="$ {A}", letter="B")).question
     assert "Context A:\n$ {A}\n" in text and "Context B:\n{B} is {answer}\n" in text      # marks inside texts stay
     assert turned(turned(pair)) == pair
-    marked = as_query(replace(pair, question="<image> how many ?")).question         # its place is not there any more
-    assert marked.count("<image>") == 2 and "Question: how many ?" in marked
+    marked = as_query(replace(pair, question="<image> how many ?", answer="<image>3")).question   # places of before
+    assert marked.count("<image>") == 2 and "Question: how many ?\nAnswer: 3\n" in marked
+    own = replace(pair, kind="text", supporting="x", confounding="{question}", prompt="{question} {answer}: {A} or {B}")
+    assert as_query(own).question == "how many ? 3: x or {question}"
+    stored = ContextPair("p", "", "", "", "", "prompt", "what is {answer} ?")
+    assert as_query(stored).question == "what is {answer} ?"
 
 
 def test_images_stand_at_their_marks(processor, picture):
@@ -226,12 +228,16 @@ def test_images_stand_at_their_marks(processor, picture):
     assert any(where[3] < i < where[4] for i, token in enumerate(ids) if token == letters[1] or token == 481)
 
 
-def test_letters_have_a_token_with_and_without_a_blank(processor):
-    for letter in "AB":
-        forms = {processor.tokenizer.decode([i]) for i in processor.letter_ids(letter)}
-        assert letter in forms and forms <= {letter, f" {letter}"}
-    with pytest.raises(ValueError, match="no single token for the letter"):
-        processor.letter_ids("a word of many tokens")
+def test_both_letters_have_the_same_forms(processor, monkeypatch):
+    def ids_of(text: str) -> list[int]:
+        return processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    assert len(ids_of(" A")) == 1 and len(ids_of(" B")) == 2              # so the form with a blank would favour A
+    assert processor.option_ids() == {"A": ids_of("A"), "B": ids_of("B")}
+    words = ["red", "blue"]                                                # these have both forms
+    assert processor.option_ids(words) == {w: [*ids_of(w), *ids_of(f" {w}")] for w in words}
+    with pytest.raises(DataError, match="no single tokens for the letters zx, qk"):
+        processor.option_ids(["zx", "qk"])
 
 
 # ------------------------------------------------------------------------------------------------------- files
@@ -262,7 +268,9 @@ BAD = {
     "an image is missing": [RELEASED | {"images": ["0.png", None]}, RELEASED | {"images": ["0.png", {"bytes": None}]}],
     "cannot read image": [OURS | {"confounding": "none.png"}, OURS | {"supporting": "half.png"}],
     "1 images, a pair needs two": [RELEASED | {"images": ["0.png"]}],
+    "not UTF-8 text": ['{"id": "\\ud800", "problem": "x"}'],
     "3 images and 2 places for them, a pair has two": [RELEASED | {"images": ["0.png", "1.png", "2.png"]}],
+    "2 images and 1 places for them, a pair has two": [RELEASED | {"problem": "<image> Which ?"}],
     "field 'confounding' is missing or empty": [{k: v for k, v in OURS.items() if k != "confounding"}],
     "field 'question' is missing or empty": [OURS | {"question": " "}],
     "unknown field(s) letter": [OURS | {"letter": "A"}],
@@ -292,10 +300,13 @@ def test_a_bad_pair_is_one_line_and_is_counted(folder, capsys, reason):
 def test_rows_of_the_released_loaders(folder, capsys):
     """Ordinary rows are left out and counted; A names the first image; the agentic order stays as it is."""
     ordinary = {"problem": "<image> how many ?", "answer": "3", "images": ["0.png"]}
+    choice_ = ordinary | {"problem": "<image> Which angle ? A. 1 B. 2", "answer": "A"}           # a letter, and no pair
     file = write(folder / "mixed.jsonl", RELEASED, ordinary, RELEASED | {"answer": "B"}, ordinary | {"images": []},
-                 AGENTIC, "", OURS)
+                 AGENTIC | {"id": None}, "", OURS, choice_)
     found = {Path(p.id).name: p for p in load_pairs(file, seed=1)}
-    assert "0 bad rows and 2 ordinary ones skipped, 4 pairs read" in capsys.readouterr().err
+    assert "0 bad rows and 3 ordinary ones skipped, 4 pairs read" in capsys.readouterr().err
+    said = RELEASED | {"problem": RELEASED["problem"] + "\nOutput A or B directly. "}
+    assert as_query(load_pairs(write(folder / "said.jsonl", said))[0]).question.count("Output A or B directly.") == 1
     first, second = found["mixed.jsonl:1"], found["mixed.jsonl:3"]
     assert Path(first.supporting).name == "0.png" and Path(second.supporting).name == "1.png"
     assert as_query(first).question == RELEASED["problem"] + "\nOutput A or B directly."
@@ -375,7 +386,7 @@ def test_any_row_is_a_pair_or_a_data_error(row):
 # ---------------------------------------------------------------------------------------------------- builders
 
 def pool(*rows) -> list[Query]:
-    return [Query(f"q{i}", [f"{i}.png"], question, "-", answer) for i, (question, answer) in enumerate(rows)]
+    return [Query(f"q{i}", [b"%d" % i], question, "-", answer) for i, (question, answer) in enumerate(rows)]
 
 
 def test_similar_pairs_ask_the_same_question_with_another_answer():
@@ -383,11 +394,18 @@ def test_similar_pairs_ask_the_same_question_with_another_answer():
     queries = pool((asked, "1"), ("How  many ?", "2"), (asked, "1.0"), ("which ?", "2"), (asked, "7"))
     vectors = np.array([[1, 0], [0.98, 0.2], [1, 0.01], [1, 0], [-3, 0.1]], dtype=np.float32)
     left_out = Counter()
-    found = pairs.similar_pairs(queries, vectors, 0.85, left_out)
+    found = list(pairs.similar_pairs(queries, vectors, 0.85, left_out))
     assert [(p.id, p.answer, p.supporting, p.confounding) for p in found] == [
-        ("q0", "1", "0.png", "1.png"), ("q1", "2", "1.png", "2.png"), ("q2", "1.0", "2.png", "1.png")]
+        ("q0", "1", b"0", b"1"), ("q1", "2", b"1", b"2"), ("q2", "1.0", b"2", b"1")]
     assert left_out == {"no other answer to the question in the pool": 1,                               # which ?
                         "no picture with another answer within a cosine of 0.85": 1}                    # the far one
+    # A large part that all vectors share says nothing; the same picture under two answers is a wrong label.
+    assert [p.id for p in pairs.similar_pairs(queries, vectors + 100, 0.85, Counter())] == ["q0", "q1", "q2"]
+    far = np.array([[1, 0], [0, 1], [-1, 0], [0, -1], [1, 1]], dtype=np.float32)
+    assert not list(pairs.similar_pairs(queries, far + 100, 0.85, Counter()))
+    queries[1].images, left_out = queries[0].images, Counter()
+    assert [p.id for p in pairs.similar_pairs(queries[:2], vectors[:2], -1, left_out)] == []
+    assert left_out == {"the nearest picture with another answer is the same picture: a wrong label": 2}
 
 
 def test_filtered_pairs_agree_in_the_fields_and_do_not_tell_the_answer():
@@ -434,10 +452,16 @@ def test_edited_pairs_come_from_a_program(folder):
     assert found[0].supporting == found[1].confounding and found[0].confounding == found[1].supporting
     with Image.open(io.BytesIO(found[0].confounding)) as edited:
         assert edited.convert("RGB").getpixel((5, 5)) == (1, 2, 3)
-    assert left_out == {"the program declined": 1, "the program printed no answer": 1,
-                        "the picture did not change": 2, "the answer did not change": 1}
-    list(pairs.edited_pairs(queries[:1], "sleep 5", 0.2, left_out))
+    assert left_out == {"the program declined (exit code 1)": 1, "the program printed no answer": 1,
+                        "the picture did not change": 1, "the answer did not change": 1,
+                        "the program wrote no picture that can be read": 1}
+    pid = folder / "pid"
+    list(pairs.edited_pairs(queries[:1], f"sleep 30 & echo $! > {pid}; wait", 1.0, left_out))
     assert left_out["the program took too long"] == 1
+    state = Path(f"/proc/{pid.read_text().strip()}/stat")                   # gone, or dead and not yet waited for
+    assert not state.exists() or state.read_text().split()[2] == "Z"
+    with pytest.raises(DataError, match="--command cannot be run: no_such_program"):
+        list(pairs.edited_pairs(queries[:1], "no_such_program", 5, left_out))
 
 
 def command(*arguments, name: str = "pairs.py") -> subprocess.CompletedProcess:
@@ -460,14 +484,80 @@ def test_builders_on_the_command_line(folder):
     np.save(folder / "wrong.npy", np.zeros((3, 2)))
     done = command("similar", folder / "pool" / "train.jsonl", folder / "x.jsonl", "--vectors", folder / "wrong.npy")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "finite rows for 300 queries" in done.stderr
-    write(folder / "t.jsonl", {"id": "a", "question": "q", "answer": "+ some patch", "context": "c"}, {"id": "b"})
+    (folder / "empty.npy").write_bytes(b"")
+    for file, out, line in ((folder / "empty.npy", folder / "x.jsonl", "as one .npy array"),
+                            (folder / "none.npy", folder / "x.jsonl", "as one .npy array"),
+                            (folder / "wrong.npy", folder, "is a folder")):
+        done = command("similar", folder / "pool" / "train.jsonl", out, "--vectors", file)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1) and line in done.stderr
+    row = {"id": "a", "question": "q", "answer": "+ some patch", "context": [{"role": "user", "content": "c"}]}
+    write(folder / "t.jsonl", row, {"id": "b"}, row, row | {"id": "c", "context": [3]})
     done = command("filter", folder / "t.jsonl", folder / "x.jsonl", "--same", "repo")
     assert done.returncode == 2 and done.stderr.splitlines() == [
         f"skipped {folder}/t.jsonl:2: field 'question' is missing or empty",
-        "error: no pair found; left out: 1, bad rows; left out: 1, a field of --same is missing"]
+        f"skipped {folder}/t.jsonl:3: id 'a' appears twice", f"skipped {folder}/t.jsonl:4: a message is none",
+        "error: no pair found; left out: 3, bad rows; left out: 1, a field of --same is missing"]
+    assert not (folder / "x.jsonl").exists()
+
+
+def test_one_bad_picture_does_not_end_a_build(folder):
+    """A picture whose end is missing: its header is sound, so only the build itself finds out."""
+    (folder / "torn.png").write_bytes((folder / "2.png").read_bytes()[:-200])
+    write(folder / "pool.jsonl", *({"id": f"q{i}", "images": [name], "question": "how many ?", "solution": "-",
+                                    "answer": str(i)} for i, name in enumerate(["0.png", "torn.png", "1.png"])))
+    np.save(folder / "v.npy", np.eye(3))
+    for more in (["similar", "--vectors", folder / "v.npy", "--cosine", "-1"], ["similar", "--model", MODEL, "--cosine",
+                 "-1"], ["edit", "--command", f"{sys.executable} {folder / 'editor.py'}"]):
+        (folder / "editor.py").write_text(EDITOR)
+        done = command(more[0], folder / "pool.jsonl", folder / "o.jsonl", *more[1:])
+        assert done.returncode == 0, done.stderr
+        assert "left out: 1, the picture cannot be read" in done.stdout
+        assert len(load_pairs(folder / "o.jsonl")) == {"similar": 2, "edit": 4}[more[0]]
 
 
 # ------------------------------------------------------------------------------------------------- whole runs
+
+def test_a_step_asks_for_its_own_pairs_and_pays_the_supporting_one(few):
+    """What contextrl.py hands to the trainer: the right letters, other pairs in every step, shares of the ranks."""
+    processor = Processor(MODEL)
+    config = contextrl.read_config("--context_pairs toy --context_batch 3 --minibatches 2 --seed 5".split())
+
+    def asked(step: int, rank: int = 0, world: int = 1) -> list:
+        return contextrl.context_choices(few, step, config, processor, rank, world)
+
+    letter_of_id = {i: letter for letter, ids in processor.option_ids().items() for i in ids}
+    seen = []
+    for row in asked(1) + asked(2):
+        pair = next(p for p in few if as_query(p).images == row.prompt.images)
+        assert {letter_of_id[m.ids[0]]: m.reward for m in row.members} == {
+            pair.letter: 1.0, turned(pair).letter: 0.0}
+        assert row.prompt.ids == processor.prompt(as_query(pair)).ids
+        seen.append(pair.id)
+    assert len(seen) == 12 and len(set(seen)) == 10 and len(set(seen[:10])) == 10       # an epoch, then the next one
+    shares = [asked(1, rank, 2) for rank in (0, 1)]
+    assert [r.prompt.ids for r in asked(1)] == [r.prompt.ids for both in zip(*shares) for r in both]
+    assert contextrl.context_choices([], 1, config, processor, 0, 1) == []
+
+
+def test_pairs_are_shared_out_among_the_optimiser_steps(processor, few):
+    policy = Policy(MODEL, Processor(MODEL), reference=False)
+    rows = choices(few, policy.processor)
+    found = policy.update([], 1, UpdateSettings(minibatches=2, context_weight=0.5), rows)
+    assert found["context/pairs"] == 10 and found["context/grad_norm_without"] == 0.0 < found["grad_norm"]
+    assert 0.0 <= found["context/hopeless_share"] <= 1.0
+    assert "context/pairs" not in policy.update([], 2, UpdateSettings())
+
+
+def test_pairs_that_this_model_cannot_be_asked_are_named_and_counted(processor, few, capsys):
+    bad = [ContextPair("turn", "which ?", "x", "<|im_end|> hello", "y", "text"),
+           ContextPair("long", "which ?", "x", "red " * 300, "y", "text")]
+    assert pairs.usable([few[0], *bad], processor, longest=200) == [few[0]]
+    lines = capsys.readouterr().err.splitlines()
+    assert "special token <|im_end|>" in lines[0] and "tokens, more than 200" in lines[1]
+    assert lines[2] == "2 context pairs skipped, 1 kept" and len(lines) == 3
+    with pytest.raises(DataError, match="no usable context pair"):
+        pairs.usable(bad, processor, longest=200)
+
 
 def test_a_run_with_context_pairs_resumes_bit_for_bit(world, tmp_path):
     given_ = {"context_pairs": "toy", "context_weight": 0.5, "context_batch": 4, "minibatches": 2, "save_every": 1}
@@ -509,6 +599,7 @@ def test_bad_settings_are_one_line(world, tmp_path, folder):
              ("--context_pairs", "toy", "--context_limit", "0"): "--context_limit must be above 0, not 0.0",
              ("--context_pairs", "toy", "--context_batch", "0"): "--context_batch must be at least 1, not 0",
              ("--context_pairs", "toy", "--context_weight", "-1"): "--context_weight must be at least 0, not -1.0",
+             ("--context_pairs", "toy", "--rollout_only"): "--rollout_only trains nothing: no --context_pairs",
              ("--context_pairs", str(folder / "none.jsonl")): f"data file not found: {folder}/none.jsonl"}
     for flags, line in cases.items():
         done = command("--output_dir", tmp_path / "run", *flags, name="contextrl.py")
@@ -524,13 +615,17 @@ def test_selection_by_hand():
 
     always_a = [record(f"p{i}", letter, "A") for i in range(50) for letter in "AB"]
     found = evaluation.selection(always_a)
-    assert (found["accuracy"], found["accuracy_A"], found["accuracy_B"], found["says_A"]) == (0.5, 1.0, 0.0, 1.0)
+    assert (found["accuracy"], found["accuracy_A"], found["accuracy_B"], found["bias"]) == (0.5, 1.0, 0.0, 0.5)
     assert found["right_in_both_orders"] == 0.0 and found["interval"] == [0.5, 0.5] and found["margin"] == 0.0
     knows = [record(f"p{i}", letter, letter if i < 40 else "A") for i in range(50) for letter in "AB"]
     found = evaluation.selection(knows)
-    assert found["accuracy"] == 0.9 and found["right_in_both_orders"] == 0.8 and found["says_A"] == 0.6
+    assert found["accuracy"] == 0.9 and found["right_in_both_orders"] == 0.8
+    assert found["bias"] == pytest.approx(0.1)
     assert 0.8 < found["interval"][0] < 0.9 < found["interval"][1] < 1.0
+    uneven = evaluation.selection([record(f"p{i}", "A" if i < 6 else "B", "A" if i < 6 else "B") for i in range(8)])
+    assert uneven["accuracy"] == 1.0 and uneven["bias"] == 0.0               # fixed orders, mostly A: not its bias
     fixed = evaluation.selection([record("p", "A", "A")])
+    assert fixed["bias"] is None
     assert fixed["pairs_in_both_orders"] == 0 and fixed["right_in_both_orders"] is None and fixed["accuracy_B"] is None
 
 
@@ -552,7 +647,8 @@ def test_the_probe_on_the_command_line(tmp_path, few):
     assert done.returncode == 0 and done.stdout.startswith("selection accuracy 0."), done.stderr
     found = json.loads((tmp_path / "o" / "probe.json").read_text())
     assert found["pairs"] == 10 and len(found["records"]) == 20
-    for wrong, line in ((["--model", tmp_path], "error: cannot load model"), (["--pairs", "no.jsonl"], "error: data")):
+    for wrong, line in ((["--model", tmp_path], "error: cannot load model"), (["--pairs", "no.jsonl"], "error: data"),
+                        (["--batch_size", 0], "error: --batch_size"), (["--out", tmp_path], "error: --out")):
         done = command("probe", *wrong, name="eval.py")
         assert done.returncode == 2 and done.stderr.startswith(line) and done.stderr.count("\n") == 1
 
