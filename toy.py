@@ -193,8 +193,8 @@ PAIR_PROMPT = "<image> <image> how many {noun} ? {answer} . ?"
 
 
 def make_pair(index: int, split: str) -> ContextPair:
-    """Two scenes that differ in one cell, which decides between one and none of a colour; each is drawn with a jitter of
-    its own.  The answer is always 1: what has to be read is the question."""
+    """Two scenes that differ in one cell, which decides between one and none of a colour; each is drawn with a jitter
+    of its own.  The answer is always 1: what has to be read is the question."""
     rng = random.Random(f"{split}-pair-{index}")
     while True:
         scene, noun = draw_scene(rng), rng.choice(list(COLOURS))
