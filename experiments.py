@@ -1,7 +1,9 @@
 """Remakes the tables and figures of the README on the built-in world, by starting contextrl.py as a user would.
 
     python experiments.py methods           SFT, GRPO, DAPO, ContextRL (Table 1)            assets/methods.png
-    python experiments.py ablations         the paper's Table 4, and one trap               assets/ablations.png
+    python experiments.py ablations         the paper's Table 4                             assets/ablations.png
+    python experiments.py trap              rolled-back samples under the wrong old         assets/trap.png
+                                            log-prob
     python experiments.py injection         SFT on samples with 0 to 30 % false positives   assets/injection.png
                                             (Table 3)
     python experiments.py information_gain  what solution-aware verdicts and stage 2 add    assets/information_gain.png
@@ -44,8 +46,8 @@ ABLATIONS = {
     "no stage 2": "--method grpo",               # the same run as --no_stage2, which a test shows
     "no report": "--method contextrl --no_report",
     "no scaling (λ = 1)": "--method contextrl --mixed_scale 1",
-    "trap: stage-2 old log-prob": "--method contextrl --stage2_old_logprob",
 }
+TRAP = {"ContextRL": "--method contextrl", "stage-2 old log-prob": "--method contextrl --stage2_old_logprob"}
 INJECTION = {"all sound" if share == 0 else f"{share} % false": "--method sft --queries_per_step 64 --steps 60 "
              f"--eval_every 0 --data {{folder}}/recording-seed{{seed}}/false-{share}.jsonl "
              "--eval_data {folder}/canonical/heldout.jsonl" for share in (0, 10, 20, 30)}
@@ -148,8 +150,8 @@ def summaries_of(results: dict[str, list[Path]]) -> dict[str, list[dict]]:
     return {label: [json.loads((run / "summary.json").read_text()) for run in runs] for label, runs in results.items()}
 
 
-def make_tables(results: dict[str, list[Path]], paper: tuple[str, dict[str, str]]) -> str:
-    """Markdown: one table at T = 1, beside the paper's numbers, and one greedy."""
+def make_tables(results: dict[str, list[Path]], paper: tuple[str, dict[str, str]] | None = None) -> str:
+    """Markdown: one table at T = 1, beside the paper's numbers if it has any, and one greedy."""
     summaries = summaries_of(results)
     first, out = next(iter(summaries.values())), []
     for title, start, end in (("T = 1", "start", "end"), ("greedy", "start_greedy", "end_greedy")):
@@ -158,7 +160,7 @@ def make_tables(results: dict[str, list[Path]], paper: tuple[str, dict[str, str]
         rows += [[label, *accuracy_cells([s[end] for s in runs]), str(runs[0]["steps"]),
                   f"{statistics.mean(s['tokens_sampled'] for s in runs) / 1000:.0f}"]
                  for label, runs in summaries.items()]
-        if title == "T = 1":
+        if title == "T = 1" and paper:
             rows = [[*row, paper[1].get(row[0], "") if i else paper[0]] for i, row in enumerate(rows)]
         out.append(markdown(rows))
     return "\n\n".join(out)
@@ -394,7 +396,7 @@ def context_figure(results: dict[str, list[Path]], target: Path) -> None:
     save(target, legend=3)
 
 
-EXPERIMENTS = {"methods": METHODS, "ablations": ABLATIONS, "injection": INJECTION,
+EXPERIMENTS = {"methods": METHODS, "ablations": ABLATIONS, "trap": TRAP, "injection": INJECTION,
                "information_gain": {"ContextRL": METHODS["ContextRL"]}, "context": CONTEXT}
 
 
@@ -427,7 +429,7 @@ def run_experiment(args: argparse.Namespace) -> None:
         print(context_table(results, folder) + "\n")
         context_figure(results, target)
     else:
-        print(make_tables(results, PAPER[name]) + "\n")
+        print(make_tables(results, PAPER.get(name)) + "\n")
         (injection_figure if name == "injection" else make_figure)(results, target)
 
 

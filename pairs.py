@@ -18,29 +18,21 @@ Rows of the released loaders are read as well (JSONL, or parquet with encoded im
 
 Which option is right is not taken from the file but dealt anew when it is read, from the seed: half A, half B.
 
-    python pairs.py show FILE                                       what is in it and what is wrong with it
-    python pairs.py similar POOL OUT --model MODEL                  pairs from a pool of queries: alike pictures, the
-                                                                    same question, different answers
-    python pairs.py filter TRAJECTORIES OUT --same repo commit file pairs of trajectories that agree in these fields
-    python pairs.py edit POOL OUT --command 'program'               pairs by a program that edits pictures
+    python pairs.py show FILE               what is in it and what is wrong with it
+    python pairs.py similar|filter|edit     makes such a file (build_pairs.py)
 """
 
-import argparse
 import hashlib
 import json
 import os
 import re
-import signal
-import subprocess
 import sys
-import tempfile
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from answers import same
-from data import IMAGE_MARK, DataError, Query, check_picture, json_lines, load_queries, read_picture, save_image
+from data import IMAGE_MARK, DataError, Query, check_picture, json_lines, read_picture, save_image
 
 OUTPUT = "Output A or B directly."
 IMAGE_PROMPT = (f"A: {IMAGE_MARK}\nB: {IMAGE_MARK}\nQuestion: {{question}}\nAnswer: {{answer}}\n"
@@ -49,7 +41,6 @@ TEXT_PROMPT = ("Question:\n{question}\n\nAnswer:\n{answer}\n\nContext A:\n{A}\n\
                f"Which of the two contexts supports this answer? {OUTPUT}")
 FAMILY = "context"                                 # of a pair that is asked as an ordinary query
 REPORTED = 10                                      # bad rows that are named; the others are counted
-MASK = "[masked]"
 
 
 @dataclass
@@ -311,186 +302,6 @@ def usable(pairs: list[ContextPair], processor, longest: int) -> list[ContextPai
     return kept
 
 
-# ---------------------------------------------------------------------------------------------------- building
-# Each builder takes queries (or trajectories) and counts what it leaves out.
-
-def similar_pairs(queries: list[Query], vectors, least: float, left_out: Counter) -> Iterator[ContextPair]:
-    """Similarity search: for each query the nearest picture of the pool about which the SAME question has another
-    answer, so the label needs no model.  `vectors` [n, d] float32, one row for the picture of each query.
-
-    Centred on the pool's mean first: the vectors of a vision tower share so much that else all are alike.  What is
-    alike then depends on the model, so the cosines that were found are printed.
-    """
-    import numpy as np
-
-    vectors = vectors - vectors.mean(axis=0)
-    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    cosines, asked = [], defaultdict(list)
-    for i, query in enumerate(queries):
-        asked[" ".join(query.question.lower().split())].append(i)
-    for members in asked.values():
-        here = vectors[members]
-        for k, i in enumerate(members):
-            order = np.argsort(-(here @ here[k]), kind="stable")
-            other = next((members[j] for j in order if not same(queries[members[j]].answer, queries[i].answer)), None)
-            if other is None:
-                left_out["no other answer to the question in the pool"] += 1
-                continue
-            pair = ContextPair(queries[i].id, queries[i].question, queries[i].answer, queries[i].images[0],
-                               queries[other].images[0])
-            if same_context(pair):
-                left_out["the nearest picture with another answer is the same picture: a wrong label"] += 1
-                continue
-            cosines.append(float(vectors[other] @ vectors[i]))
-            if cosines[-1] < least:
-                left_out[f"no picture with another answer within a cosine of {least}"] += 1
-            else:
-                yield pair
-    if cosines:
-        print("cosine of the nearest picture with another answer: " + ", ".join(
-            f"{share} % of the queries above {np.percentile(cosines, 100 - share):.2f}" for share in (90, 50, 10, 1)))
-
-
-def picture_vectors(queries: list[Query], model: str):
-    """[n, d] float32: mean over the image tokens that the model's vision tower makes of each picture."""
-    import numpy as np
-    import torch
-    from tqdm import tqdm
-    from transformers import AutoModelForImageTextToText
-
-    from data import Processor
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        processor = Processor(model)
-        tower = AutoModelForImageTextToText.from_pretrained(model).model.visual.eval().to(device)
-    except (OSError, ValueError, AttributeError, RuntimeError, KeyError) as error:
-        raise DataError(f"cannot load model {model}: {(str(error).splitlines() or [''])[0]}") from None
-    vectors = []
-    with torch.no_grad():
-        for query in tqdm(queries, desc="vectors"):
-            pixels, grid = processor.pixels(query.images[0])
-            out = tower(pixels.to(device, tower.dtype), grid_thw=torch.tensor([grid], device=device))
-            vectors.append(out.pooler_output.float().mean(dim=0).cpu().numpy())
-    return np.stack(vectors)
-
-
-def filtered_pairs(rows: list[dict], fields: list[str], left_out: Counter) -> Iterator[ContextPair]:
-    """Condition filtering: two trajectories that agree in all `fields` (repository, commit, file, ...) but were about
-    different questions with different answers.  What either answer says is masked in both, or the text would tell."""
-    groups = defaultdict(list)
-    for row in rows:
-        if all(row.get(name) not in (None, "") for name in fields):
-            groups[json.dumps([row[name] for name in fields])].append(row)
-        else:
-            left_out["a field of --same is missing"] += 1
-    for group in groups.values():
-        for i, row in enumerate(group):
-            others = (group[(i + step) % len(group)] for step in range(1, len(group)))
-            other = next((o for o in others if all(o[name].split() != row[name].split()
-                                                   for name in ("question", "answer"))), None)
-            if other is None:
-                left_out["no partner"] += 1
-                continue
-            texts = [masked(r["context"], row["answer"], other["answer"]) for r in (row, other)]
-            pair = ContextPair(row["id"], row["question"], row["answer"], *texts, "text")
-            if same_context(pair):
-                left_out["the same context once the answers are masked"] += 1
-            else:
-                yield pair
-
-
-def masked(context: str, *answers: str) -> str:
-    """Takes what the answers say out of a context: their lines of at least 8 characters, also where they are changed
-    lines of a patch, and a short answer (one line, less than that) wherever it stands as a word.
-
-    >>> masked("edit a.py: return x + 1, done", "-    return x\\n+    return x + 1")
-    'edit a.py: [masked], done'
-    >>> masked("yes, it was yesterday", "yes")
-    '[masked], it was yesterday'
-    """
-    lines = {re.sub(r"^[+-](?![+-]{2} )", "", line).strip() for answer in answers for line in answer.splitlines()}
-    for line in sorted((line for line in lines if len(line) >= 8), key=len, reverse=True):
-        context = context.replace(line, MASK)
-    for answer in {a.strip() for a in answers if len(a.strip()) < 8}:
-        context = re.sub(rf"(?<!\w){re.escape(answer)}(?!\w)", lambda _: MASK, context)
-    return context
-
-
-def read_trajectories(path: Path, left_out: Counter) -> list[dict]:
-    """Rows {"id", "question", "answer", "context", ...}; a context may be a list of chat messages."""
-    rows, seen = [], set()
-    for where, line in json_lines(path):
-        try:
-            row = json_row(line)
-            if isinstance(row.get("context"), list):
-                row["context"] = "\n\n".join(f"{m['role']}: {m['content']}" for m in row["context"])
-            for name in ("question", "answer", "context"):
-                if not isinstance(row.get(name), str) or not row[name].strip():
-                    raise DataError(f"field '{name}' is missing or empty")
-            row["id"] = where if row.get("id") in (None, "") else str(row["id"])
-            if row["id"] in seen:
-                raise DataError(f"id '{row['id']}' appears twice")
-            seen.add(row["id"])
-            rows.append(row)
-        except (DataError, KeyError, TypeError) as error:
-            left_out["bad rows"] += 1
-            print(f"skipped {where}: {error if isinstance(error, DataError) else 'a message is none'}", file=sys.stderr)
-    return rows
-
-
-def edited_pairs(queries: list[Query], command: str, timeout: float, left_out: Counter) -> Iterator[ContextPair]:
-    """Generative editing, done by a program of yours (an image model, say).  It runs once per query, gets
-    {"question", "answer", "image": path, "output": path} as JSON on stdin, writes the edited picture to `output` (PNG)
-    and prints {"answer": the answer of the edited picture}; another exit code than 0 means that it declines.
-
-    Each edit makes two pairs: the original supports its answer, the edited picture supports the new one.
-    """
-    for query in queries:
-        with tempfile.TemporaryDirectory() as folder:
-            before, after = Path(folder) / "image.png", Path(folder) / "edited.png"
-            read_picture(query.images[0]).save(before)
-            asked = {"question": query.question, "answer": query.answer, "image": str(before), "output": str(after)}
-            code, output = run_editor(command, json.dumps(asked), timeout)
-            if code is None:
-                left_out["the program took too long"] += 1
-                continue
-            if code:
-                left_out[f"the program declined (exit code {code})"] += 1
-                continue
-            try:
-                answer = json.loads(output)["answer"]
-                unchanged = read_picture(str(after)).tobytes() == read_picture(str(before)).tobytes()
-            except DataError:
-                left_out["the program wrote no picture that can be read"] += 1
-            except (ValueError, KeyError, TypeError):
-                left_out["the program printed no answer"] += 1
-            else:
-                if not isinstance(answer, str) or not answer.strip() or same(answer, query.answer):
-                    left_out["the answer did not change"] += 1
-                elif unchanged:
-                    left_out["the picture did not change"] += 1
-                else:
-                    pictures = [before.read_bytes(), after.read_bytes()]
-                    yield ContextPair(query.id, query.question, query.answer, *pictures)
-                    yield ContextPair(f"{query.id}-edited", query.question, answer, *reversed(pictures))
-
-
-def run_editor(command: str, text: str, timeout: float) -> tuple[int | None, str]:
-    """-> (exit code, stdout); None: it took too long, and all that it started is ended.  Its stderr is shown."""
-    program = subprocess.Popen(command, shell=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                               start_new_session=True)
-    try:
-        output, _ = program.communicate(text, timeout)
-    except subprocess.TimeoutExpired:
-        os.killpg(program.pid, signal.SIGKILL)
-        program.communicate()
-        return None, ""
-    if program.returncode in (126, 127):                                          # the shell could not start it
-        raise DataError(f"--command cannot be run: {command}")
-    return program.returncode, output
-
-
 def show(source: str) -> None:
     pairs, broken = load_pairs(source), 0
     for pair in pairs:
@@ -508,82 +319,17 @@ def show(source: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command_", required=True)
-    commands.add_parser("show").add_argument("source")
-    similar, filter_, edit = (commands.add_parser(name) for name in ("similar", "filter", "edit"))
-    for command, what in ((similar, "queries, as data.py reads them"), (filter_, "JSONL of trajectories"),
-                          (edit, "queries, as data.py reads them")):
-        command.add_argument("pool", help=what)
-        command.add_argument("out", type=Path, help="JSONL file to write; images/ beside it")
-    vectors = similar.add_mutually_exclusive_group(required=True)
-    vectors.add_argument("--model", help="checkpoint whose vision tower compares the pictures, e.g. the policy")
-    vectors.add_argument("--vectors", help=".npy file [n, d], one row per query, from any other model")
-    similar.add_argument("--cosine", type=float, default=0.85, help="least similarity (the paper's 0.85)")
-    filter_.add_argument("--same", nargs="+", required=True, help="fields in which both trajectories agree")
-    edit.add_argument("--command", required=True, help="program; see edited_pairs() for what it gets and returns")
-    edit.add_argument("--timeout", type=float, default=600.0, help="seconds for one picture")
-    args = parser.parse_args()
+    if sys.argv[1:2] and sys.argv[1] in ("similar", "filter", "edit"):
+        import build_pairs
+
+        return build_pairs.main(sys.argv[1:])
+    if len(sys.argv) != 3 or sys.argv[1] != "show":
+        sys.exit("usage: python pairs.py show FILE, or python pairs.py similar|filter|edit --help")
     try:
-        if args.command_ == "show":
-            return show(args.source)
-        build(args)
+        show(sys.argv[2])
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-
-
-def build(args: argparse.Namespace) -> None:
-    left_out = Counter()
-    if args.out.is_dir():
-        raise DataError(f"{args.out} is a folder")
-    if args.command_ == "filter":
-        found = filtered_pairs(read_trajectories(Path(args.pool), left_out), args.same, left_out)
-    else:
-        queries = load_queries(args.pool)
-        vectors = read_vectors(args.vectors, len(queries)) if args.command_ == "similar" and args.vectors else None
-        keep = [i for i, query in enumerate(queries) if readable(query, left_out)]
-        queries = [queries[i] for i in keep]
-        if not queries:
-            raise DataError(f"no query with exactly one readable picture in {args.pool}")
-        if args.command_ == "edit":
-            found = edited_pairs(queries, args.command, args.timeout, left_out)
-        else:
-            found = similar_pairs(queries, picture_vectors(queries, args.model) if vectors is None else vectors[keep],
-                                  args.cosine, left_out)
-    try:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        count = save_pairs(found, args.out)
-    except OSError as error:
-        raise DataError(f"cannot write {args.out}: {error.strerror}") from None
-    lines = [f"left out: {n}, {why}" for why, n in left_out.items() if n]
-    if not count:
-        args.out.unlink()
-        raise DataError("; ".join(["no pair found", *lines]))
-    print(*lines, f"{count} context pairs written to {args.out}", sep="\n")
-
-
-def readable(query: Query, left_out: Counter) -> bool:
-    """Whether a query has exactly one picture, all of which can be read."""
-    try:
-        if len(query.images) == 1:
-            return bool(read_picture(query.images[0]))
-        left_out["not exactly one picture"] += 1
-    except DataError:
-        left_out["the picture cannot be read"] += 1
-    return False
-
-
-def read_vectors(file: str, rows: int):
-    import numpy as np
-
-    try:
-        vectors = np.load(file, allow_pickle=False).astype(np.float32)
-    except (OSError, ValueError, EOFError, AttributeError) as error:
-        raise DataError(f"cannot read {file} as one .npy array ({type(error).__name__})") from None
-    if vectors.ndim != 2 or len(vectors) != rows or not np.isfinite(vectors).all():
-        raise DataError(f"{file}: {vectors.shape}, finite rows for {rows} queries are needed")
-    return vectors
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from test_contextrl import assert_same_run, json_rows, metrics, train
 from test_policy import assert_same, double, gradients, make_rows
 
+import build_pairs
 import contextrl
 import eval as evaluation
 import pairs
@@ -394,17 +395,17 @@ def test_similar_pairs_ask_the_same_question_with_another_answer():
     queries = pool((asked, "1"), ("How  many ?", "2"), (asked, "1.0"), ("which ?", "2"), (asked, "7"))
     vectors = np.array([[1, 0], [0.98, 0.2], [1, 0.01], [1, 0], [-3, 0.1]], dtype=np.float32)
     left_out = Counter()
-    found = list(pairs.similar_pairs(queries, vectors, 0.85, left_out))
+    found = list(build_pairs.similar_pairs(queries, vectors, 0.85, left_out))
     assert [(p.id, p.answer, p.supporting, p.confounding) for p in found] == [
         ("q0", "1", b"0", b"1"), ("q1", "2", b"1", b"2"), ("q2", "1.0", b"2", b"1")]
     assert left_out == {"no other answer to the question in the pool": 1,                               # which ?
                         "no picture with another answer within a cosine of 0.85": 1}                    # the far one
     # A large part that all vectors share says nothing; the same picture under two answers is a wrong label.
-    assert [p.id for p in pairs.similar_pairs(queries, vectors + 100, 0.85, Counter())] == ["q0", "q1", "q2"]
+    assert [p.id for p in build_pairs.similar_pairs(queries, vectors + 100, 0.85, Counter())] == ["q0", "q1", "q2"]
     far = np.array([[1, 0], [0, 1], [-1, 0], [0, -1], [1, 1]], dtype=np.float32)
-    assert not list(pairs.similar_pairs(queries, far + 100, 0.85, Counter()))
+    assert not list(build_pairs.similar_pairs(queries, far + 100, 0.85, Counter()))
     queries[1].images, left_out = queries[0].images, Counter()
-    assert [p.id for p in pairs.similar_pairs(queries[:2], vectors[:2], -1, left_out)] == []
+    assert [p.id for p in build_pairs.similar_pairs(queries[:2], vectors[:2], -1, left_out)] == []
     assert left_out == {"the nearest picture with another answer is the same picture: a wrong label": 2}
 
 
@@ -417,14 +418,14 @@ def test_filtered_pairs_agree_in_the_fields_and_do_not_tell_the_answer():
             row("z", "it is slow", "+    other_patch = 1"), row("w", "it leaks", "+    del reference", file="b.py"),
             row("v", "it leaks", "+    del reference", repo="")]
     left_out = Counter()
-    found = list(pairs.filtered_pairs(rows, ["repo", "file"], left_out))
+    found = list(build_pairs.filtered_pairs(rows, ["repo", "file"], left_out))
     assert [(p.id, p.kind) for p in found] == [("x", "text"), ("y", "text"), ("z", "text")]
     assert found[0].supporting == "read a.py\nedit: [masked]\nran the tests of x"
     assert found[0].confounding == "read a.py\nedit: [masked]\nran the tests of y"
     assert found[2].confounding.endswith("tests of x")                          # not y: that was the same question
     assert left_out == {"no partner": 1, "a field of --same is missing": 1}
     same = [r | {"context": "the same"} for r in rows[:2]]
-    assert not list(pairs.filtered_pairs(same, ["repo"], left_out))
+    assert not list(build_pairs.filtered_pairs(same, ["repo"], left_out))
     assert left_out["the same context once the answers are masked"] == 2
 
 
@@ -447,7 +448,7 @@ def test_edited_pairs_come_from_a_program(folder):
     queries = [Query(w, [str(folder / "0.png")], w, "-", "3") for w in
                ("edit", "refuse", "babble", "untouched", "unwritten", "unchanged")]
     left_out = Counter()
-    found = list(pairs.edited_pairs(queries, f"{sys.executable} {folder / 'editor.py'}", 60, left_out))
+    found = list(build_pairs.edited_pairs(queries, f"{sys.executable} {folder / 'editor.py'}", 60, left_out))
     assert [(p.id, p.answer) for p in found] == [("edit", "3"), ("edit-edited", "4")]
     assert found[0].supporting == found[1].confounding and found[0].confounding == found[1].supporting
     with Image.open(io.BytesIO(found[0].confounding)) as edited:
@@ -456,12 +457,12 @@ def test_edited_pairs_come_from_a_program(folder):
                         "the picture did not change": 1, "the answer did not change": 1,
                         "the program wrote no picture that can be read": 1}
     pid = folder / "pid"
-    list(pairs.edited_pairs(queries[:1], f"sleep 30 & echo $! > {pid}; wait", 1.0, left_out))
+    list(build_pairs.edited_pairs(queries[:1], f"sleep 30 & echo $! > {pid}; wait", 1.0, left_out))
     assert left_out["the program took too long"] == 1
     state = Path(f"/proc/{pid.read_text().strip()}/stat")                   # gone, or dead and not yet waited for
     assert not state.exists() or state.read_text().split()[2] == "Z"
     with pytest.raises(DataError, match="--command cannot be run: no_such_program"):
-        list(pairs.edited_pairs(queries[:1], "no_such_program", 5, left_out))
+        list(build_pairs.edited_pairs(queries[:1], "no_such_program", 5, left_out))
 
 
 def command(*arguments, name: str = "pairs.py") -> subprocess.CompletedProcess:

@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # The import of each component -> what must lie beside it.
 NEEDS = {"data": [], "sampler": ["data"], "answers": [], "reward": ["answers", "data"], "grpo": [],
-         "policy": ["data", "grpo"], "pairs": ["answers", "data"], "toy": ["answers", "data", "pairs", "reward"],
+         "policy": ["data", "grpo"], "pairs": ["data"], "toy": ["answers", "data", "pairs", "reward"],
+         "build_pairs": ["answers", "data", "pairs"],
          "warm_start": ["answers", "data", "pairs", "reward", "toy"], "report": [], "experiments": [],
          "eval": ["answers", "data", "reward", "sampler"], "judge": ["answers", "data", "reward", "sampler"],
          "config": ["policy", "grpo", "data"], "finevision": ["data"], "duplicates": ["data"], "funnel": ["data"],
