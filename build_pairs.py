@@ -1,14 +1,14 @@
 """Builds context pairs (pairs.py) in the three ways of arXiv 2606.17053 that need no service of their own.
 
-    python pairs.py similar POOL OUT --model MODEL                    similarity search in a pool of queries: alike
-                                                                      pictures, the same question, different answers
-    python pairs.py filter TRAJECTORIES OUT --same repo commit file   condition filtering: trajectories that agree in
-                                                                      these fields, with the answers masked
-    python pairs.py edit POOL OUT --command 'program'                 generative editing by a program of yours
+    python build_pairs.py similar POOL OUT --model MODEL      similarity search in a pool of queries: alike pictures,
+                                                              the same question, different answers
+    python build_pairs.py filter FILE OUT --same repo file    condition filtering: trajectories that agree in these
+                                                              fields, with the answers masked
+    python build_pairs.py edit POOL OUT --command 'program'   generative editing by a program of yours
 
-POOL is anything that data.py reads, TRAJECTORIES is JSONL: {"id", "question", "answer", "context", ...}.  What is left
-out is counted.  The paper goes on to let a strong model check the pairs, and keeps those that the policy solves now and
-then; neither is done here.
+POOL is anything that data.py reads, FILE is JSONL of trajectories: {"id", "question", "answer", "context", ...}.
+What is left out is counted.  The paper goes on to let a strong model check the pairs, and keeps those that the policy
+solves now and then; neither is done here.
 """
 
 import argparse
@@ -207,9 +207,8 @@ def run_editor(command: str, text: str, timeout: float) -> tuple[int | None, str
     return program.returncode, output
 
 
-def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="pairs.py", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command_", required=True)
     similar, filter_, edit = (commands.add_parser(name) for name in ("similar", "filter", "edit"))
     for command, what in ((similar, "queries, as data.py reads them"), (filter_, "JSONL of trajectories"),
@@ -223,7 +222,7 @@ def main(argv: list[str]) -> None:
     filter_.add_argument("--same", nargs="+", required=True, help="fields in which both trajectories agree")
     edit.add_argument("--command", required=True, help="program; see edited_pairs() for what it gets and returns")
     edit.add_argument("--timeout", type=float, default=600.0, help="seconds for one picture")
-    args = parser.parse_args(argv)
+    args = parser.parse_args()
     try:
         build(args)
     except DataError as error:
@@ -287,4 +286,4 @@ def read_vectors(file: str, rows: int):
 if __name__ == "__main__":
     import build_pairs              # not this copy of it: what the readers raise has to be what main() catches
 
-    build_pairs.main(sys.argv[1:])
+    build_pairs.main()

@@ -18,8 +18,7 @@ Rows of the released loaders are read as well (JSONL, or parquet with encoded im
 
 Which option is right is not taken from the file but dealt anew when it is read, from the seed: half A, half B.
 
-    python pairs.py show FILE               what is in it and what is wrong with it
-    python pairs.py similar|filter|edit     makes such a file (build_pairs.py)
+    python pairs.py FILE        what is in it and what is wrong with it  (build_pairs.py makes such files)
 """
 
 import hashlib
@@ -319,14 +318,10 @@ def show(source: str) -> None:
 
 
 def main() -> None:
-    if sys.argv[1:2] and sys.argv[1] in ("similar", "filter", "edit"):
-        import build_pairs
-
-        return build_pairs.main(sys.argv[1:])
-    if len(sys.argv) != 3 or sys.argv[1] != "show":
-        sys.exit("usage: python pairs.py show FILE, or python pairs.py similar|filter|edit --help")
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        sys.exit("usage: python pairs.py FILE")
     try:
-        show(sys.argv[2])
+        show(sys.argv[1])
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

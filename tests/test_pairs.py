@@ -470,30 +470,34 @@ def command(*arguments, name: str = "pairs.py") -> subprocess.CompletedProcess:
                           capture_output=True, text=True)
 
 
+def build(*arguments) -> subprocess.CompletedProcess:
+    return command(*arguments, name="build_pairs.py")
+
+
 def test_builders_on_the_command_line(folder):
     (folder / "pool").mkdir()
     save_queries(toy.train_queries(300), folder / "pool" / "train.jsonl")
-    done = command("similar", folder / "pool" / "train.jsonl", folder / "out" / "pairs.jsonl", "--model", MODEL,
+    done = build("similar", folder / "pool" / "train.jsonl", folder / "out" / "pairs.jsonl", "--model", MODEL,
                    "--cosine", "0.3")
     assert done.returncode == 0, done.stderr
     found = load_pairs(folder / "out" / "pairs.jsonl")
     assert done.stdout.splitlines()[-1] == f"{len(found)} context pairs written to {folder}/out/pairs.jsonl"
     by_id = {q.id: q for q in toy.train_queries(300)}
     assert found and all(by_id[p.id].question == p.question and by_id[p.id].answer == p.answer for p in found)
-    shown = command("show", folder / "out" / "pairs.jsonl")
+    shown = command(folder / "out" / "pairs.jsonl")
     assert shown.returncode == 0 and shown.stdout.startswith(f"{len(found)} context pairs ({len(found)} image), ")
     np.save(folder / "wrong.npy", np.zeros((3, 2)))
-    done = command("similar", folder / "pool" / "train.jsonl", folder / "x.jsonl", "--vectors", folder / "wrong.npy")
+    done = build("similar", folder / "pool" / "train.jsonl", folder / "x.jsonl", "--vectors", folder / "wrong.npy")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "finite rows for 300 queries" in done.stderr
     (folder / "empty.npy").write_bytes(b"")
     for file, out, line in ((folder / "empty.npy", folder / "x.jsonl", "as one .npy array"),
                             (folder / "none.npy", folder / "x.jsonl", "as one .npy array"),
                             (folder / "wrong.npy", folder, "is a folder")):
-        done = command("similar", folder / "pool" / "train.jsonl", out, "--vectors", file)
+        done = build("similar", folder / "pool" / "train.jsonl", out, "--vectors", file)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1) and line in done.stderr
     row = {"id": "a", "question": "q", "answer": "+ some patch", "context": [{"role": "user", "content": "c"}]}
     write(folder / "t.jsonl", row, {"id": "b"}, row, row | {"id": "c", "context": [3]})
-    done = command("filter", folder / "t.jsonl", folder / "x.jsonl", "--same", "repo")
+    done = build("filter", folder / "t.jsonl", folder / "x.jsonl", "--same", "repo")
     assert done.returncode == 2 and done.stderr.splitlines() == [
         f"skipped {folder}/t.jsonl:2: field 'question' is missing or empty",
         f"skipped {folder}/t.jsonl:3: id 'a' appears twice", f"skipped {folder}/t.jsonl:4: a message is none",
@@ -510,7 +514,7 @@ def test_one_bad_picture_does_not_end_a_build(folder):
     for more in (["similar", "--vectors", folder / "v.npy", "--cosine", "-1"], ["similar", "--model", MODEL, "--cosine",
                  "-1"], ["edit", "--command", f"{sys.executable} {folder / 'editor.py'}"]):
         (folder / "editor.py").write_text(EDITOR)
-        done = command(more[0], folder / "pool.jsonl", folder / "o.jsonl", *more[1:])
+        done = build(more[0], folder / "pool.jsonl", folder / "o.jsonl", *more[1:])
         assert done.returncode == 0, done.stderr
         assert "left out: 1, the picture cannot be read" in done.stdout
         assert len(load_pairs(folder / "o.jsonl")) == {"similar": 2, "edit": 4}[more[0]]
