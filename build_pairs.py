@@ -24,8 +24,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from answers import same
-from data import DataError, Query, json_lines, load_queries, read_picture
-from pairs import ContextPair, json_row, same_context, save_pairs
+from data import DataError, Query, json_lines, json_row, load_queries, read_picture
+from pairs import ContextPair, same_context, save_pairs
 
 MASK = "[masked]"
 

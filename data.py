@@ -121,8 +121,8 @@ def json_lines(path: Path) -> Iterator[tuple[str, str]]:
                 yield f"{path}:{number}", line
 
 
-def query_of_line(line: bytes, folder: Path) -> Query:
-    """One row of JSONL; image paths are relative to `folder`."""
+def json_row(line: bytes) -> dict:
+    """One line of JSONL as an object whose texts can be written again."""
     try:
         row = json.loads(line.decode("utf-8"))
         json.dumps(row, ensure_ascii=False).encode("utf-8")               # half a surrogate pair could not be written
@@ -132,6 +132,12 @@ def query_of_line(line: bytes, folder: Path) -> Query:
         raise DataError(f"not a JSON object ({getattr(error, 'msg', 'too deep or too long')})") from None
     if not isinstance(row, dict):
         raise DataError("a row must be a JSON object")
+    return row
+
+
+def query_of_line(line: bytes, folder: Path) -> Query:
+    """One row of JSONL; image paths are relative to `folder`."""
+    row = json_row(line)
     unknown = set(row) - set(Query.__dataclass_fields__)
     if unknown:
         raise DataError(f"unknown field(s) {', '.join(sorted(unknown))}")

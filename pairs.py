@@ -31,7 +31,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from data import IMAGE_MARK, DataError, Query, check_picture, json_lines, read_picture, save_image
+from data import IMAGE_MARK, DataError, Query, check_picture, json_lines, json_row, read_picture, save_image
 
 OUTPUT = "Output A or B directly."
 IMAGE_PROMPT = (f"A: {IMAGE_MARK}\nB: {IMAGE_MARK}\nQuestion: {{question}}\nAnswer: {{answer}}\n"
@@ -137,19 +137,6 @@ def rows_of(source: str) -> Iterator[tuple]:
             raise DataError(f"data file not found: {file}")
         else:
             yield from ((f"{file.name}:{i}", row, file.parent) for i, row in enumerate(parquet_rows(file)))
-
-
-def json_row(line: bytes) -> dict:
-    try:
-        row = json.loads(line.decode("utf-8"))
-        json.dumps(row, ensure_ascii=False).encode()                      # half a surrogate pair could not be written
-    except UnicodeError:
-        raise DataError("not UTF-8 text") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"not a JSON object ({getattr(error, 'msg', 'too deep or too long')})") from None
-    if not isinstance(row, dict):
-        raise DataError("a row must be a JSON object")
-    return row
 
 
 def parquet_rows(file: Path) -> Iterator[dict]:

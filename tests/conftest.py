@@ -75,6 +75,16 @@ def picture():
     return draw
 
 
+@pytest.fixture
+def folder(tmp_path, picture) -> Path:
+    """Three pictures, a copy of one under another name, and half of one."""
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(picture(64, 64, i))
+    (tmp_path / "copy.png").write_bytes((tmp_path / "0.png").read_bytes())
+    (tmp_path / "half.png").write_bytes((tmp_path / "0.png").read_bytes()[:20])
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def prompt_of(processor, picture):
     """-> prompt_of(question, (w, h), ...): a prompt with one picture of noise for each size."""

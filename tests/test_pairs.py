@@ -26,12 +26,11 @@ from safetensors.torch import load_file, save_file
 from test_contextrl import assert_same_run, json_rows, metrics, train
 from test_policy import assert_same, double, gradients, make_rows
 
-import build_pairs
 import contextrl
 import eval as evaluation
 import pairs
 import toy
-from data import DataError, Processor, Query, save_queries, user_turn
+from data import DataError, Processor, Query, user_turn
 from grpo import context_loss
 from pairs import ContextPair, as_query, deal_letters, load_pairs, save_pairs, turned
 from policy import Policy, UpdateSettings, choice, micro_batches
@@ -248,15 +247,6 @@ def write(path: Path, *rows) -> Path:
     return path
 
 
-@pytest.fixture
-def folder(tmp_path, picture):
-    for i in range(3):
-        (tmp_path / f"{i}.png").write_bytes(picture(64, 64, i))
-    (tmp_path / "copy.png").write_bytes((tmp_path / "0.png").read_bytes())
-    (tmp_path / "half.png").write_bytes((tmp_path / "0.png").read_bytes()[:20])
-    return tmp_path
-
-
 OURS = {"id": "p", "question": "how many ?", "answer": "3", "supporting": "0.png", "confounding": "1.png"}
 RELEASED = {"problem": "<image><image> Which ? A. first B. second", "answer": "A", "images": ["0.png", "1.png"]}
 AGENTIC = {"prompt": "A: did x. B: did y. Which ?", "correct_answer": "B"}
@@ -384,140 +374,9 @@ def test_any_row_is_a_pair_or_a_data_error(row):
         as_query(pair)
 
 
-# ---------------------------------------------------------------------------------------------------- builders
-
-def pool(*rows) -> list[Query]:
-    return [Query(f"q{i}", [b"%d" % i], question, "-", answer) for i, (question, answer) in enumerate(rows)]
-
-
-def test_similar_pairs_ask_the_same_question_with_another_answer():
-    asked = "how many ?"
-    queries = pool((asked, "1"), ("How  many ?", "2"), (asked, "1.0"), ("which ?", "2"), (asked, "7"))
-    vectors = np.array([[1, 0], [0.98, 0.2], [1, 0.01], [1, 0], [-3, 0.1]], dtype=np.float32)
-    left_out = Counter()
-    found = list(build_pairs.similar_pairs(queries, vectors, 0.85, left_out))
-    assert [(p.id, p.answer, p.supporting, p.confounding) for p in found] == [
-        ("q0", "1", b"0", b"1"), ("q1", "2", b"1", b"2"), ("q2", "1.0", b"2", b"1")]
-    assert left_out == {"no other answer to the question in the pool": 1,                               # which ?
-                        "no picture with another answer within a cosine of 0.85": 1}                    # the far one
-    # A large part that all vectors share says nothing; the same picture under two answers is a wrong label.
-    assert [p.id for p in build_pairs.similar_pairs(queries, vectors + 100, 0.85, Counter())] == ["q0", "q1", "q2"]
-    far = np.array([[1, 0], [0, 1], [-1, 0], [0, -1], [1, 1]], dtype=np.float32)
-    assert not list(build_pairs.similar_pairs(queries, far + 100, 0.85, Counter()))
-    queries[1].images, left_out = queries[0].images, Counter()
-    assert [p.id for p in build_pairs.similar_pairs(queries[:2], vectors[:2], -1, left_out)] == []
-    assert left_out == {"the nearest picture with another answer is the same picture: a wrong label": 2}
-
-
-def test_filtered_pairs_agree_in_the_fields_and_do_not_tell_the_answer():
-    def row(name, issue, patch, repo="r", file="a.py"):
-        return {"id": name, "question": issue, "answer": patch, "repo": repo, "file": file,
-                "context": f"read {file}\nedit: {patch[1:].strip()}\nran the tests of {name}"}
-
-    rows = [row("x", "it crashes", "+    return value + 1"), row("y", "it is slow", "+    cache[key] = value"),
-            row("z", "it is slow", "+    other_patch = 1"), row("w", "it leaks", "+    del reference", file="b.py"),
-            row("v", "it leaks", "+    del reference", repo="")]
-    left_out = Counter()
-    found = list(build_pairs.filtered_pairs(rows, ["repo", "file"], left_out))
-    assert [(p.id, p.kind) for p in found] == [("x", "text"), ("y", "text"), ("z", "text")]
-    assert found[0].supporting == "read a.py\nedit: [masked]\nran the tests of x"
-    assert found[0].confounding == "read a.py\nedit: [masked]\nran the tests of y"
-    assert found[2].confounding.endswith("tests of x")                          # not y: that was the same question
-    assert left_out == {"no partner": 1, "a field of --same is missing": 1}
-    same = [r | {"context": "the same"} for r in rows[:2]]
-    assert not list(build_pairs.filtered_pairs(same, ["repo"], left_out))
-    assert left_out["the same context once the answers are masked"] == 2
-
-
-EDITOR = """
-import json, sys
-from PIL import Image
-asked = json.load(sys.stdin)
-what = asked["question"]
-if what == "refuse": sys.exit(1)
-if what == "babble": print("sure!"); sys.exit(0)
-picture = Image.open(asked["image"])
-if what != "untouched": picture.paste((1, 2, 3), (0, 0, 20, 20))
-if what != "unwritten": picture.save(asked["output"])
-print(json.dumps({"answer": asked["answer"] if what == "unchanged" else "4"}))
-"""
-
-
-def test_edited_pairs_come_from_a_program(folder):
-    (folder / "editor.py").write_text(EDITOR)
-    queries = [Query(w, [str(folder / "0.png")], w, "-", "3") for w in
-               ("edit", "refuse", "babble", "untouched", "unwritten", "unchanged")]
-    left_out = Counter()
-    found = list(build_pairs.edited_pairs(queries, f"{sys.executable} {folder / 'editor.py'}", 60, left_out))
-    assert [(p.id, p.answer) for p in found] == [("edit", "3"), ("edit-edited", "4")]
-    assert found[0].supporting == found[1].confounding and found[0].confounding == found[1].supporting
-    with Image.open(io.BytesIO(found[0].confounding)) as edited:
-        assert edited.convert("RGB").getpixel((5, 5)) == (1, 2, 3)
-    assert left_out == {"the program declined (exit code 1)": 1, "the program printed no answer": 1,
-                        "the picture did not change": 1, "the answer did not change": 1,
-                        "the program wrote no picture that can be read": 1}
-    pid = folder / "pid"
-    list(build_pairs.edited_pairs(queries[:1], f"sleep 30 & echo $! > {pid}; wait", 1.0, left_out))
-    assert left_out["the program took too long"] == 1
-    state = Path(f"/proc/{pid.read_text().strip()}/stat")                   # gone, or dead and not yet waited for
-    assert not state.exists() or state.read_text().split()[2] == "Z"
-    with pytest.raises(DataError, match="--command cannot be run: no_such_program"):
-        list(build_pairs.edited_pairs(queries[:1], "no_such_program", 5, left_out))
-
-
 def command(*arguments, name: str = "pairs.py") -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, str(ROOT / name), *map(str, arguments)], cwd=ROOT, env=ALONE, timeout=120,
                           capture_output=True, text=True)
-
-
-def build(*arguments) -> subprocess.CompletedProcess:
-    return command(*arguments, name="build_pairs.py")
-
-
-def test_builders_on_the_command_line(folder):
-    (folder / "pool").mkdir()
-    save_queries(toy.train_queries(300), folder / "pool" / "train.jsonl")
-    done = build("similar", folder / "pool" / "train.jsonl", folder / "out" / "pairs.jsonl", "--model", MODEL,
-                   "--cosine", "0.3")
-    assert done.returncode == 0, done.stderr
-    found = load_pairs(folder / "out" / "pairs.jsonl")
-    assert done.stdout.splitlines()[-1] == f"{len(found)} context pairs written to {folder}/out/pairs.jsonl"
-    by_id = {q.id: q for q in toy.train_queries(300)}
-    assert found and all(by_id[p.id].question == p.question and by_id[p.id].answer == p.answer for p in found)
-    shown = command(folder / "out" / "pairs.jsonl")
-    assert shown.returncode == 0 and shown.stdout.startswith(f"{len(found)} context pairs ({len(found)} image), ")
-    np.save(folder / "wrong.npy", np.zeros((3, 2)))
-    done = build("similar", folder / "pool" / "train.jsonl", folder / "x.jsonl", "--vectors", folder / "wrong.npy")
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "finite rows for 300 queries" in done.stderr
-    (folder / "empty.npy").write_bytes(b"")
-    for file, out, line in ((folder / "empty.npy", folder / "x.jsonl", "as one .npy array"),
-                            (folder / "none.npy", folder / "x.jsonl", "as one .npy array"),
-                            (folder / "wrong.npy", folder, "is a folder")):
-        done = build("similar", folder / "pool" / "train.jsonl", out, "--vectors", file)
-        assert (done.returncode, done.stderr.count("\n")) == (2, 1) and line in done.stderr
-    row = {"id": "a", "question": "q", "answer": "+ some patch", "context": [{"role": "user", "content": "c"}]}
-    write(folder / "t.jsonl", row, {"id": "b"}, row, row | {"id": "c", "context": [3]})
-    done = build("filter", folder / "t.jsonl", folder / "x.jsonl", "--same", "repo")
-    assert done.returncode == 2 and done.stderr.splitlines() == [
-        f"skipped {folder}/t.jsonl:2: field 'question' is missing or empty",
-        f"skipped {folder}/t.jsonl:3: id 'a' appears twice", f"skipped {folder}/t.jsonl:4: a message is none",
-        "error: no pair found; left out: 3, bad rows; left out: 1, a field of --same is missing"]
-    assert not (folder / "x.jsonl").exists()
-
-
-def test_one_bad_picture_does_not_end_a_build(folder):
-    """A picture whose end is missing: its header is sound, so only the build itself finds out."""
-    (folder / "torn.png").write_bytes((folder / "2.png").read_bytes()[:-200])
-    write(folder / "pool.jsonl", *({"id": f"q{i}", "images": [name], "question": "how many ?", "solution": "-",
-                                    "answer": str(i)} for i, name in enumerate(["0.png", "torn.png", "1.png"])))
-    np.save(folder / "v.npy", np.eye(3))
-    for more in (["similar", "--vectors", folder / "v.npy", "--cosine", "-1"], ["similar", "--model", MODEL, "--cosine",
-                 "-1"], ["edit", "--command", f"{sys.executable} {folder / 'editor.py'}"]):
-        (folder / "editor.py").write_text(EDITOR)
-        done = build(more[0], folder / "pool.jsonl", folder / "o.jsonl", *more[1:])
-        assert done.returncode == 0, done.stderr
-        assert "left out: 1, the picture cannot be read" in done.stdout
-        assert len(load_pairs(folder / "o.jsonl")) == {"similar": 2, "edit": 4}[more[0]]
 
 
 # ------------------------------------------------------------------------------------------------- whole runs
