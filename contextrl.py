@@ -36,15 +36,15 @@ from tqdm import tqdm
 import grpo
 import sampler
 import toy
-from config import Config, UsageError, first_line, read_config
+from training.config import Config, UsageError, first_line, read_config
 from data import DataError, Processor, Prompt, Query, batch_order, load_queries
 from eval import measure, summarise, table
-from judge import LocalChat, OpenAIChat
-from pairs import ContextPair, as_query, deal_letters, load_pairs, turned, usable
+from judges.server import LocalChat, OpenAIChat
+from context_pairs.pairs import ContextPair, as_query, deal_letters, load_pairs, turned, usable
 from policy import Policy, Row, all_gather, all_sum, choice
-from report import write_report
+from training.report import write_report
 from reward import JudgeError, RuleVerifier, Verdict, Verifier, VerifierUnreliable
-from runs import Rollout, Run, model_fingerprint, read_recording, record, replay, statistics, write_atomic
+from training.run_folder import Rollout, Run, model_fingerprint, read_recording, record, replay, statistics, write_atomic
 from sampler import HFEngine, Sample, VLLMEngine
 
 

@@ -13,17 +13,17 @@ keep engine and trainer on the same input:
 * the placeholder of an image is expanded to one id per image token here, so ids are final;
 * ids of a response are never decoded and encoded again: a retry prompt is made by concatenating ids.
 
-    python data.py DATA              reads all of it, pictures too, and says what is in it and what is wrong with it
-    python data.py build OUT ...     makes such a file from FineVision by the paper's recipe (build.py)
+    python data.py DATA.jsonl        reads all of it, pictures too, and says what is in it and what is wrong with it
 
-DATA is a JSONL file, a folder of parquet files in the shape of FineVision (one subset, or a folder for each), or
-`hub/name:subset,subset` of the same shape, which is streamed with the `datasets` library.
+Data sets in the shape of FineVision become such a file by `python -m recipe.finevision`, the paper's recipe is
+`python -m recipe.build`.
 """
 
 import hashlib
 import io
 import json
 import os
+import re
 import struct
 import sys
 from collections.abc import Iterator
@@ -80,21 +80,18 @@ REPORTED = 10                                      # bad rows that are named; th
 
 
 def load_queries(source: str | Path) -> list[Query]:
-    """All queries of a JSONL file, or of FineVision-like parquet files, or of a `datasets` id `hub/name:subset`.
+    """All queries of a JSONL file.
 
     A row that cannot be used is skipped, counted and reported on stderr, never fatal; no usable row at all is.  Of a
-    picture only the header is read: a file of 30,000 would take minutes else.  Pictures in parquet stay in memory as
-    encoded files; `python data.py build` writes larger sets to JSONL.
+    picture only the header is read: a file of 30,000 would take minutes else.
     """
     path = Path(source)
-    shape_of_finevision = path.is_dir() or path.suffix == ".parquet" or (":" in str(source) and not path.exists())
-    if shape_of_finevision:
-        from finevision import finevision_turns, query_of_turn
-
+    if path.is_dir() or path.suffix == ".parquet":
+        raise DataError(f"{source} is no JSONL file: python -m recipe.finevision {source} OUT writes one")
     queries, seen, bad = [], set(), []
-    for where, row in finevision_turns(str(source)) if shape_of_finevision else json_lines(path):
+    for where, line in json_lines(path):
         try:
-            query = query_of_turn(row) if shape_of_finevision else query_of_line(row, path.parent)
+            query = query_of_line(line, path.parent)
             if query.id in seen:
                 raise DataError(f"id '{query.id}' appears twice")
         except DataError as error:
@@ -228,6 +225,28 @@ def as_seen(picture: Image.Image) -> Image.Image:
 def batch_order(size: int, epoch: int, seed: int) -> np.ndarray:
     """Order of the data in one epoch, a pure function of (seed, epoch): resuming needs only a cursor."""
     return np.random.default_rng([seed, epoch]).permutation(size)
+
+
+def read_prompt(file: str | Path, fields: tuple[str, ...], needed: tuple[str, ...] = ()) -> str:
+    """A template: plain text with named fields in braces, of which `needed` must be there.  Other braces are text."""
+    try:
+        template = Path(file).read_text(encoding="utf-8-sig").strip("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read prompt {file} ({type(error).__name__})") from None
+    missing = [name for name in needed if f"{{{name}}}" not in template]
+    if missing:
+        raise DataError(f"prompt {file} has no field {{{missing[0]}}}; its fields are "
+                        + ", ".join(f"{{{name}}}" for name in fields))
+    return template
+
+
+def fill_prompt(template: str, **values: str) -> str:
+    """One pass, so that braces inside the values stay what they are.
+
+    >>> fill_prompt("Q: {question} {x}", question="{question}?")
+    'Q: {question}? {x}'
+    """
+    return re.sub(r"\{(\w+)\}", lambda match: values.get(match[1], match[0]), template)
 
 
 # -------------------------------------------------------------------------------------- from query to model input
@@ -401,12 +420,8 @@ def mrope_positions(ids: list[int], grids: list[tuple[int, int, int]], image_id:
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["build"]:
-        import build
-
-        sys.exit(build.main(sys.argv[2:]))
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        sys.exit("usage: python data.py DATA, or python data.py build --help")
+        sys.exit("usage: python data.py DATA.jsonl")
     try:
         queries = load_queries(sys.argv[1])
     except DataError as error:
@@ -432,6 +447,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    import data                     # not this copy of it: what the readers raise has to be what main() catches
-
-    data.main()
+    main()

@@ -108,6 +108,17 @@ class UpdateSettings:
     context_hard: bool = True             # ... on either side, as published
 
 
+def load_model(path: str, dtype: torch.dtype | str):
+    """A vision-language model of a checkpoint folder or hub id, on the CPU."""
+    from transformers import AutoModelForImageTextToText
+
+    model, info = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, attn_implementation="sdpa",
+                                                              output_loading_info=True)
+    if info["missing_keys"]:                        # transformers would go on with random weights
+        raise ValueError(f"{len(info['missing_keys'])} weights are missing: {min(info['missing_keys'])}, ...")
+    return model
+
+
 class Scorer(torch.nn.Module):
     """Log-prob and entropy of chosen tokens in ONE forward pass, head included: sharded weights are gathered by the
     hooks of the module that is called, so nothing may reach into the model around it."""
@@ -161,15 +172,8 @@ class Policy:
                                            weight_decay=weight_decay)
 
     def _load(self):
-        from transformers import AutoModelForImageTextToText
-
         # To be sharded, a model keeps the (smaller) dtype of its file until the layer's turn has come.
-        model, info = AutoModelForImageTextToText.from_pretrained(
-            self.path, dtype="auto" if self.sharded else self.dtype, attn_implementation="sdpa",
-            output_loading_info=True)
-        if info["missing_keys"]:                    # transformers would go on with random weights
-            raise ValueError(f"{len(info['missing_keys'])} weights are missing: {min(info['missing_keys'])}, ...")
-        return model
+        return load_model(self.path, "auto" if self.sharded else self.dtype)
 
     def _scorer(self, model, temperature: float, offload: bool = False) -> Scorer:
         """Attention kernels, then the shards."""

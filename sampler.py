@@ -23,13 +23,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
+from pathlib import Path
+from typing import Protocol
 from queue import SimpleQueue
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from data import Processor, Prompt, Query
+from data import Processor, Prompt, Query, fill_prompt, read_prompt
 
 
 class SampleStatus(str, Enum):
@@ -70,13 +72,15 @@ def seed_of(*key) -> int:
 # ---------------------------------------------------------------------------------------------- the two stages
 # Axis letters: _P query (prompt) of the batch, _G member of its group, _T token.
 
-RETRY_WITH_REPORT = "A reviewer found mistakes : {report} . Solve it again from the start . Do not mention the review ."
-RETRY_WITHOUT_REPORT = "Your answer is wrong . Solve it again from the start . Do not mention this ."
+def retry_template(file: str | Path = "") -> str:
+    """The second user turn of stage 2 as a template: what is said with a {report}, a line "---", what is said without."""
+    return read_prompt(file or Path(__file__).resolve().parent / "prompts" / "retry.txt", ("report",), ("report",))
 
 
-def retry_message(report: str) -> str:
-    """The second user turn of stage 2.  Without a report (none was written, or the ablation) a plain request."""
-    return RETRY_WITH_REPORT.format(report=report.rstrip(" .")) if report else RETRY_WITHOUT_REPORT
+def retry_message(report: str, template: str) -> str:
+    """Without a report (none was written, or the ablation) the second part of the template: a plain request."""
+    with_report, without = template.split("\n---\n")
+    return fill_prompt(with_report, report=report.strip()) if report else without.strip()
 
 
 def stage1(engine, prompts_P: list[Prompt], ids_P: list[str], group_size: int, seed_key: tuple) -> list[list[Sample]]:
@@ -103,7 +107,7 @@ def stage2(engine, processor: Processor, prompts_P: list[Prompt], ids_P: list[st
     return retries_P_G
 
 
-def by_leader(engine, work: Callable):
+def on_leader(engine, work: Callable):
     """work() on the first rank of a tensor-parallel group; its value, or its exception, on all ranks of the group."""
     value, error = None, None
     if engine.leader:
@@ -158,7 +162,7 @@ def two_stages(engine, processor: Processor, prompts_P: list[Prompt], ids_P: lis
             # Every 8th step: soon enough against a judge's seconds, rare enough to cost nothing.
             if not pending or engine.busy and steps % 8:
                 continue
-            for key, verdict in by_leader(engine, news):
+            for key, verdict in on_leader(engine, news):
                 verdicts[key] = verdict
                 pending.remove(key)
                 stage, p, _ = key
@@ -176,29 +180,40 @@ def two_stages(engine, processor: Processor, prompts_P: list[Prompt], ids_P: lis
     return grouped(samples, 1), grouped(verdicts, 1), grouped(samples, 2), grouped(verdicts, 2)
 
 
-# Mentions of the earlier try or of the review.  The verifier has the paper's cue rule (reward.py); this is
-# our second net, a plain text check (the paper names the criterion but not its test).
-MENTIONS = ("earlier answer", "previous answer", "previous attempt", "earlier attempt", "previous response",
-            "earlier response", "first attempt", "last attempt", "mistake report", "the report", "the review",
-            "your review", "reviewer", "as you said", "you pointed out")
-
-
-def is_independent(text: str) -> bool:
-    """True if a retry could have been written without having seen the failed try or the report (section 3.2).
-
-    >>> is_independent("red 3 ; blue 2 ; plus 5 ; \\\\boxed{5}"), is_independent("The reviewer is right : red 3")
-    (True, False)
-    """
-    lowered = text.lower()
-    return not any(mention in lowered for mention in MENTIONS)
-
-
 # ----------------------------------------------------------------------------------------------------- engines
 # What the training loop asks besides: `replica` of `replicas`, the share of the queries that this process samples;
 # `leader` and `share(value)`, for what only one process of a replica may do.
 
 def too_long() -> Sample:
     return Sample([], [], SampleStatus.TOO_LONG, "")
+
+
+class Engine(Protocol):
+    """What the loop asks of an engine; HFEngine is the shortest example.
+
+    The first five are all that sampling stage by stage needs.  With add() ... abort() as well (VLLMEngine) both stages
+    and the judge can run as one continuous batch, see two_stages().
+    """
+
+    processor: Processor
+    replica: int                     # which share of the queries this process samples, of how many shares:
+    replicas: int                    # queries[replica::replicas]
+    leader: bool                     # the one process of a replica that may ask a judge (others: tensor parallel)
+
+    def generate(self, requests: list[Request], temperature: float | None = None) -> list[list[Sample]]:
+        """len(seeds) samples for each request, in order.  Temperature 0 is greedy, None the engine's own; top_p is 1.
+        A sample's ids end with EOS or are TRUNCATED; its log-probs are those it was drawn with."""
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """New weights under their transformers names; whatever was computed with the old ones is forgotten."""
+
+    def share(self, value):
+        """The leader's value, on all processes of the replica."""
+
+    def sleep(self) -> None:
+        """Gives the GPU's memory to the trainer, until wake() or the next generate()."""
+
+    def wake(self) -> None: ...
 
 
 class HFEngine:

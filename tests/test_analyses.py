@@ -17,7 +17,7 @@ from PIL import Image
 from test_contextrl import train
 
 import eval as evaluation
-import experiments
+from experiments import run as experiments
 import toy
 from data import DataError, Query, load_queries, save_queries
 from eval import CONTEXTS, interval, load_labelled, verifier_errors, verifier_table
@@ -128,7 +128,7 @@ class OneView:
 
     def generate(self, requests, temperature):
         from sampler import Sample, SampleStatus
-        from warm_start import caption
+        from toy.warm_start import caption
         return [[Sample([], [], SampleStatus.COMPLETED, caption(SCENE), 1)] for _ in requests]
 
 

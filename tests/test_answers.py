@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import answers
-from answers import (
+from judges import answers
+from judges.answers import (
     final_span,
     harness_first_capital,
     harness_letter,

@@ -27,11 +27,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from conftest import ALONE, MODEL, ROOT
 
-import benchmarks
-import scoring
-from benchmarks import BENCHMARKS, image_bytes, interval, judge_prompt, lettered, read_judgement, summary, value
+from benchmarks import eleven as benchmarks
+from benchmarks import run as scoring
+from benchmarks.eleven import BENCHMARKS, image_bytes, interval, judge_prompt, lettered, read_judgement, summary, value
 from data import DataError
-from judge import Transient
+from judges.server import Transient
 from reward import JudgeError
 
 
@@ -679,7 +679,7 @@ def test_the_harness_changes_prompts_and_scores(data, tmp_path):
 @pytest.fixture
 def chat(monkeypatch):
     """A judge that says what `chat.says(text)` returns; an exception is raised."""
-    import judge
+    from judges import server as judge
 
     def answer(self, messages):
         text = messages[0]["content"][0]["text"]

@@ -17,13 +17,13 @@ import pytest
 from conftest import ALONE, MODEL, ROOT
 from PIL import Image, ImageDraw
 
-import build
+from recipe import build
 import contextrl
 import toy
-from candidates import clean_question, last_named, read
+from recipe.candidates import clean_question, last_named, read
 from data import DataError, Query, load_queries
-from duplicates import Near, benchmark_index, grams, perceptual_hash
-from finevision import finevision_turns
+from recipe.duplicates import Near, benchmark_index, grams, perceptual_hash
+from recipe.finevision import finevision_turns
 from reward import JudgeError, RuleVerifier, Verdict, VerifierUnreliable
 
 FLAGS = ["--policy", MODEL, "--verifier", "toy", "--teacher", MODEL, "--max_new_tokens", "32", "--min_words", "4",
@@ -103,7 +103,7 @@ def test_what_is_kept_can_be_trained_on(built, tmp_path, monkeypatch):
 # Runs a build that kills itself in the middle of writing a stage: half of a chunk is on disk then.
 KILLED = """
 import os, signal, sys
-import build
+from recipe import build
 
 build.CHUNK, stage = 4, sys.argv[1]
 append, calls = build.append, 0

@@ -16,10 +16,10 @@ from conftest import MODEL
 from PIL import Image
 from test_pairs import command, write
 
-import build_pairs
+from context_pairs import build as build_pairs
 import toy
 from data import DataError, Query, save_queries
-from pairs import load_pairs
+from context_pairs.pairs import load_pairs
 
 
 def pool(*rows) -> list[Query]:

@@ -322,7 +322,7 @@ def test_a_damaged_row_group_costs_its_own_rows_and_each_is_counted(tmp_path):
     from pyarrow import Table
     from pyarrow.parquet import ParquetFile, write_table
 
-    from finevision import finevision_turns
+    from recipe.finevision import finevision_turns
     file = tmp_path / "part.parquet"
     texts = [{"texts": [{"user": f"how many {i} ?" * 20, "assistant": str(i)}]} for i in range(60)]
     write_table(Table.from_pylist(texts), file, row_group_size=20, compression="none")

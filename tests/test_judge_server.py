@@ -25,10 +25,10 @@ from judge_server import MODEL, MODES, JudgeServer
 from PIL import Image
 
 import reward
-import runs
+from training import run_folder as runs
 import toy
 from data import save_queries
-from judge import OpenAIChat, data_url
+from judges.server import OpenAIChat, data_url
 from reward import VERDICT_SCHEMA, JudgeError, VerdictStatus, Verifier, VerifierUnreliable
 from sampler import Sample, SampleStatus
 

@@ -28,11 +28,11 @@ from test_policy import assert_same, double, gradients, make_rows
 
 import contextrl
 import eval as evaluation
-import pairs
+from context_pairs import pairs
 import toy
 from data import DataError, Processor, Query, user_turn
 from grpo import context_loss
-from pairs import ContextPair, as_query, deal_letters, load_pairs, save_pairs, turned
+from context_pairs.pairs import ContextPair, as_query, deal_letters, load_pairs, save_pairs, turned
 from policy import Policy, UpdateSettings, choice, micro_batches
 from reward import RuleVerifier, Verifier
 

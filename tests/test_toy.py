@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 
 import toy
-import warm_start
+from toy import warm_start
 from data import load_queries
 from reward import report_leaks
 from toy import HIDDEN, MISCONCEPTION, Problem, ToyVerifier, draw_problem, make_query, solve
-from warm_start import slip
+from toy.warm_start import slip
 
 RED, BLUE = ("red", "circle"), ("blue", "square")
 SCENE = (RED, RED, RED, BLUE, BLUE, None, None, None, None)             # 3 red circles, 2 blue squares

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from conftest import response_logprobs
 
-import judge
+from judges import server as judge
 from data import Processor, Query
 from sampler import HFEngine, Request, SampleStatus, VLLMEngine, seed_of, stage1, stage2, two_stages
 

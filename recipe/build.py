@@ -34,13 +34,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from answers import normal
-from candidates import STEPS, clean_question, dropped, fault, is_worked, read
+from judges.answers import normal
+from recipe.candidates import STEPS, clean_question, dropped, fault, is_worked, read
 from data import DataError, Query
-from duplicates import Near, benchmark_files, benchmark_index, grams, number_of
-from finevision import files_of, finevision_turns
-from funnel import funnel, markdown, samples_page
-from judge import OpenAIChat, Transient, wire
+from recipe.duplicates import Near, benchmark_files, benchmark_index, grams, number_of
+from recipe.finevision import files_of, finevision_turns
+from recipe.funnel import funnel, markdown, samples_page
+from judges.server import OpenAIChat, Transient, wire
 from reward import JudgeError, RuleVerifier, VerdictStatus, Verifier, VerifierUnreliable, plain_text, side_by_side
 from sampler import HFEngine, Request, SampleStatus, VLLMEngine, seed_of
 

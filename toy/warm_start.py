@@ -1,10 +1,10 @@
-"""The warm start of the built-in world (toy.py): a tiny Qwen3-VL, made from nothing and trained on conversations.
+"""The warm start of the built-in world (world.py): a tiny Qwen3-VL, made from nothing and trained on conversations.
 
 It learns captions (perception), worked solutions, the guess style, the misconceptions, and stage-2 conversations.  The
 latter never hold a hidden word, and a made-up word means something else in each, so the report has to be read; and a
 report only excludes a reading, so another one has to be tried.
 
-    python warm_start.py [--out assets/toy]        remakes the shipped checkpoint: 11 to 17 minutes on two cores
+    python -m toy.warm_start [--out toy/checkpoint]     remakes the shipped checkpoint: 11 to 17 minutes on two cores
 """
 
 import argparse
@@ -18,7 +18,7 @@ import numpy as np
 
 from data import Query
 from toy import (MADE_UP, MISCONCEPTION, NONCE_NOUNS, NONCE_OPERATORS, NOUNS, OPERATORS, PREAMBLES, Problem,
-                 ToyVerifier, combine, draw_problem, draw_scene, final, make_query, render, solve, stated)
+                 ToyVerifier, answer_text, boxed_answer, combine, draw_problem, draw_scene, make_query, render, solve)
 
 POOL = 8000                                                      # pictures to train on
 
@@ -60,7 +60,7 @@ def retry_example(rng: random.Random, scenes: list | None = None) -> tuple[Probl
         if problem.threshold is not None and rng.random() < 0.6:
             style = "guess"
         elif not truth or rng.random() < 0.15:                # a miscount, or a slip in the arithmetic
-            slip(problem, wrong, rng)
+            corrupt(problem, wrong, rng)
         failed = solve(wrong, style)
         report = verifier.judge_facts(facts, failed).report
         if report:
@@ -71,7 +71,7 @@ def retry_example(rng: random.Random, scenes: list | None = None) -> tuple[Probl
     return problem, failed, "" if rng.random() < 0.12 else report, better
 
 
-def slip(problem: Problem, facts: dict, rng: random.Random) -> None:
+def corrupt(problem: Problem, facts: dict, rng: random.Random) -> None:
     """Puts one wrong number into facts; what follows from it, follows."""
     place = rng.randrange(len(facts["counts"]) + 1)
     off = rng.choice([-1, 1]) if rng.random() < 0.8 else rng.choice([-2, 2])
@@ -80,7 +80,7 @@ def slip(problem: Problem, facts: dict, rng: random.Random) -> None:
         facts["value"] = combine(facts["operator"], facts["counts"])
     else:
         facts["value"] = max(0, facts["value"] + off)
-    facts["answer"] = final(facts["value"], problem.threshold)
+    facts["answer"] = answer_text(facts["value"], problem.threshold)
 
 
 def vocabulary() -> list[str]:
@@ -218,7 +218,7 @@ def report_accuracy(model, processor, n: int = 64) -> None:
         prompts, ids = [processor.prompt(q) for q in queries], [q.id for q in queries]
         samples = [s[0] for s in stage1(engine, prompts, ids, 1, ("probe",))]
         verdicts = verifier.judge(queries, [s.text for s in samples])
-        right = np.mean([stated(s.text) == q.answer for s, q in zip(samples, queries)])
+        right = np.mean([boxed_answer(s.text) == q.answer for s, q in zip(samples, queries)])
         line = f"  {family:9s} answer {right:.2f}  process {np.mean([v.correct for v in verdicts]):.2f}"
         bad = [i for i, v in enumerate(verdicts) if not v.correct]
         if bad:
@@ -235,7 +235,7 @@ def report_accuracy(model, processor, n: int = 64) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("assets/toy"))
+    parser.add_argument("--out", type=Path, default=Path("toy/checkpoint"))
     parser.add_argument("--steps", type=int, default=1100)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

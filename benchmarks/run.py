@@ -23,7 +23,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from answers import final_span
+from judges.answers import final_span
 from data import DataError, Processor, Query
 from reward import JudgeError, side_by_side
 from sampler import Request, SampleStatus, seed_of
@@ -82,7 +82,7 @@ def model_digest(model: str) -> str:
 
 def settle(args, folder: Path) -> dict:
     """settings.json of a new run; one that has samples is only gone on with by the same settings."""
-    from benchmarks import BENCHMARKS
+    from benchmarks.eleven import BENCHMARKS
 
     settings = {"model": args.model, "weights": model_digest(args.model), "engine": args.engine,
                 "harness": args.harness, "temperature": args.temperature, "max_new_tokens": args.max_new_tokens,
@@ -133,7 +133,7 @@ def read_rows(file: Path, *names: str) -> list[dict]:
 
 def sample(benchmark, items, rows, ready: Ready, file: Path) -> dict[str, dict]:
     """id -> {prompt, picture, response, status, tokens}; what is in the file already is not generated again."""
-    import benchmarks
+    from benchmarks import eleven as benchmarks
 
     def digest(picture: bytes) -> str:
         return hashlib.blake2b(picture, digest_size=8).hexdigest()
@@ -181,7 +181,7 @@ class Judge:
     Without a URL it only knows what was answered before."""
 
     def __init__(self, url: str | None, model: str, timeout: float, file: Path, concurrency: int = 16):
-        from judge import OpenAIChat
+        from judges.server import OpenAIChat
         self.file, self.concurrency, self.failed_in_a_row = file, concurrency, 0
         rows, self.chat = read_rows(file, "key", "model", "output"), None
         if url:
@@ -193,8 +193,8 @@ class Judge:
 
     def __call__(self, prompts: list[str]) -> list[tuple | None]:
         """(right, extracted answer, label, judge) of each, None where the judge failed, or nobody was asked."""
-        from benchmarks import read_judgement
-        from judge import Transient
+        from benchmarks.eleven import read_judgement
+        from judges.server import Transient
 
         def one(prompt: str):
             key = hashlib.blake2b(prompt.encode(), digest_size=16).hexdigest()
@@ -221,7 +221,7 @@ class Judge:
 
 def score(benchmark, items, samples: dict[str, dict], harness: str, judge: Judge) -> list[dict]:
     """One record per item: by rule, else by the judge, else undecided (right: None)."""
-    from benchmarks import judge_prompt
+    from benchmarks.eleven import judge_prompt
 
     records, open_ = [], []
     for item in items:
@@ -253,7 +253,7 @@ def score(benchmark, items, samples: dict[str, dict], harness: str, judge: Judge
 
 def scores_of(benchmark, records: list[dict]) -> dict:
     """What scores.json says of a benchmark."""
-    from benchmarks import summary
+    from benchmarks.eleven import summary
 
     def share(test) -> float:
         return 100 * sum(map(test, records)) / len(records)
@@ -280,7 +280,7 @@ def bracket(number: dict | None) -> str:
 
 def benchmark_table(scores: dict[str, dict], harness: str) -> str:
     """table.md: the headline and the paper's columns of every benchmark, then the paper's averages."""
-    from benchmarks import BENCHMARKS, PAPER_AVERAGES, PAPER_MODELS, averages
+    from benchmarks.eleven import BENCHMARKS, PAPER_AVERAGES, PAPER_MODELS, averages
 
     lines = ["| benchmark | number | score [95 % interval] | n | unparsed % | truncated % | undecided | "
              + " | ".join(f"paper: {model}" for model in PAPER_MODELS) + " |", "|---|---|" + "---:|" * 8]
@@ -341,8 +341,8 @@ def thumbnail(picture: bytes) -> str:
 
 def samples_page(parts: list[tuple], args) -> str:
     """parts: (benchmark, items, rows, records, scores).  Every text is untrusted: show() escapes it."""
-    import benchmarks
-    from report import show
+    from benchmarks import eleven as benchmarks
+    from training.report import show
 
     body, how = "", "greedy" if args.temperature == 0 else f"temperature {args.temperature:g}"
     for benchmark, items, rows, records, scores in parts:
@@ -370,7 +370,7 @@ def samples_page(parts: list[tuple], args) -> str:
 
 
 def run(argv: list[str]) -> None:
-    import benchmarks
+    from benchmarks import eleven as benchmarks
 
     parser = argparse.ArgumentParser(prog="eval.py run", description="The eleven benchmarks of the paper.")
     parser.add_argument("--model", default="assets/toy")
@@ -415,7 +415,7 @@ def run(argv: list[str]) -> None:
 
 def run_benchmarks(chosen: list, args) -> str:
     """Everything is read and checked before a model is loaded.  -> the table."""
-    import benchmarks
+    from benchmarks import eleven as benchmarks
 
     folder, parts = args.output_dir, []
     settings = settle(args, folder)

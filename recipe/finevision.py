@@ -148,7 +148,7 @@ def first_words(error: Exception) -> str:
 
 def query_of_turn(turn: dict) -> Query:
     """A turn as it is: the question without image placeholders, the answer as the assistant's text gives it."""
-    from answers import final_span
+    from judges.answers import final_span
 
     if "bad" in turn:
         raise DataError(turn["bad"])

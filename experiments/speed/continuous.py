@@ -23,7 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import toy
-from config import Config
+from training.config import Config
 from contextrl import collect
 from data import Processor, batch_order
 from sampler import VLLMEngine

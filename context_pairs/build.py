@@ -23,9 +23,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from answers import same
+from judges.answers import same
 from data import DataError, Query, json_lines, json_row, load_queries, read_picture
-from pairs import ContextPair, same_context, save_pairs
+from context_pairs.pairs import ContextPair, same_context, save_pairs
 
 MASK = "[masked]"
 

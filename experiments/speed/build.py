@@ -23,10 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from PIL import Image, ImageDraw
 
-import build
-import candidates
+from recipe import build
+from recipe import candidates
 import toy
-from finevision import finevision_turns
+from recipe.finevision import finevision_turns
 
 
 def make(folder: Path, rows: int) -> None:

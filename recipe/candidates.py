@@ -18,10 +18,10 @@ from collections import Counter
 
 from PIL import Image
 
-from answers import final_span, kind_of, letter, matches, normal, number, yes_no
+from judges.answers import final_span, kind_of, letter, matches, normal, number, yes_no
 from data import DataError, read_picture
-from duplicates import perceptual_hash
-from finevision import PLACEHOLDER
+from recipe.duplicates import perceptual_hash
+from recipe.finevision import PLACEHOLDER
 from reward import plain_text
 
 LEAST_RATING = {"relevance": 4, "image_correspondence": 4, "formatting": 4}

@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-import answers
+from judges import answers
 from data import DataError, json_lines
 from reward import plain_text
 

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 import grpo
-from config import Config, UsageError
+from training.config import Config, UsageError
 from data import DataError, Processor, Query, save_image
 from policy import Policy, all_gather, all_sum, in_batch_order
 from reward import Verdict, VerdictStatus, answers_match

@@ -1,0 +1,1 @@
+"""Remakes every table and figure; speed benchmarks."""

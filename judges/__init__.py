@@ -1,0 +1,1 @@
+"""Who may sit behind a verifier: rules, servers, a model of our own, a file of yours."""

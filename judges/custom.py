@@ -1,0 +1,61 @@
+"""A verifier of your own: one function in a file.  For training, evaluation and data building alike:
+
+    --verifier my_reward.py
+
+The file holds `judge(query, response)`, which returns a reward.Verdict, or a number, which is the reward: above 0 the
+response counts as right, so that its query needs no stage 2.  It is called from several threads.  It may be the whole of
+
+    def judge(query, response):
+        return float(query.answer in response)
+"""
+
+import importlib.util
+import math
+import traceback
+from pathlib import Path
+
+from data import DataError, Query
+from reward import Verdict, VerdictStatus, VerifierUnreliable, side_by_side
+
+
+class FunctionVerifier:
+    """Verdicts of one function.  An error in it stops the run: it is a bug, not a wrong answer."""
+
+    def __init__(self, file: str, threads: int = 16):
+        self.file, self.threads = file, threads
+        try:
+            spec = importlib.util.spec_from_file_location("verifier_of_yours", file)
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        except (Exception, SystemExit) as error:                  # a file of yours may raise anything
+            raise DataError(f"cannot load verifier {file}: {where_in(file, error)}") from None
+        self.function = getattr(module, "judge", None)
+        if not callable(self.function):
+            raise DataError(f"verifier {file} has no function judge(query, response)")
+
+    def judge(self, queries: list[Query], responses: list[str]) -> list[Verdict]:
+        return side_by_side(self.judge_one, list(zip(queries, responses, strict=True)), self.threads)
+
+    def judge_one(self, query: Query, response: str) -> Verdict:
+        try:
+            value = self.function(query, response)
+        except Exception as error:                                # as above; raised again with one line
+            raise VerifierUnreliable(f"{where_in(self.file, error)}, for query {query.id}") from None
+        if isinstance(value, Verdict):
+            return value
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise VerifierUnreliable(f"{self.file}: judge() returned {value!r:.80} for query {query.id}; it must be a "
+                                     "Verdict or a finite number")
+        return Verdict(VerdictStatus.JUDGED, correct=value > 0, consistent=True, value=float(value))
+
+    def metrics(self) -> dict[str, float]:
+        return {}
+
+
+def where_in(file: str, error: BaseException) -> str:
+    """Line of the file, kind and message of an error: one line."""
+    place = Path(file).resolve()
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).resolve() == place]
+    number = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+    message = " ".join(str(getattr(error, "msg", None) or error).split())[:200]
+    return f"{file}{f':{number}' if number else ''}: {type(error).__name__}: {message}"

@@ -1,0 +1,1 @@
+"""Small tools, each once: files, numbers, pages, programs."""

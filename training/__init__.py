@@ -1,0 +1,1 @@
+"""What surrounds the loop: settings, parts, rollouts, run folder, checkpoints, report."""
