@@ -1,23 +1,23 @@
 """ContextRL: context-augmented reinforcement learning for vision-language models (arXiv 2602.22623).
 
     torchrun contextrl.py                                        the built-in world, to the end, on a laptop
-    torchrun --nproc-per-node 8 contextrl.py paper.json --data train.jsonl --verifier http://HOST:8000/v1
+    torchrun --nproc-per-node 8 contextrl.py settings/paper.json --data train.jsonl --verifier http://HOST:8000/v1
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 contextrl.py ...
     (the same command, with --output_dir) --resume               goes on from the last checkpoint
     python contextrl.py --help                                   every setting
 
-One step, in the paper's order (main loop at the bottom):
+One step, in the paper's order:
 
-    sample     K responses for each query                                                     section 3.2, stage 1
-    verify     a judge that sees the FULL solution gives 0 / 1 and a mistake report           section 3.1
-    resample   queries without a positive: one retry per negative, seeing try and report      section 3.2, stage 2
-    filter     keep retries that are verified and independent                                 section 3.2
-    roll back  kept retries join the negatives under the ORIGINAL prompt: a mixed group       section 3.3
-    train      clipped policy gradient; mixed groups scaled by λ; selective KL                section 3.3
-    (select)   with --context_pairs: an auxiliary loss, which of two contexts supports the answer?  arXiv 2606.17053
+    sample     K responses for each query                                              section 3.2, stage 1
+    verify     a judge that sees the FULL solution gives 0 / 1 and a mistake report    section 3.1
+    resample   queries without a positive: one retry per negative, seeing try + report section 3.2, stage 2
+    filter     keep retries that are verified and independent                          section 3.2
+    roll back  kept retries join the negatives under the ORIGINAL prompt: mixed group  section 3.3
+    train      clipped policy gradient; mixed groups scaled by λ; selective KL         section 3.3
+    (select)   with --context_pairs: an auxiliary loss, which context supports the answer?  arXiv 2606.17053
 
-Kept from the paper: all of the above.  Decided by us where the paper is silent: see "Deviations and decisions" in
-the README.  Not here: tools, multi-turn, asynchronous rollouts, a reward model that learns.
+Kept from the paper: all of the above.  Decided by us where the paper is silent: docs/decisions.md.
+Not here: tools, multi-turn, asynchronous rollouts, a reward model that learns.
 """
 
 import gc
@@ -34,191 +34,126 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 import grpo
-import sampler
-import toy
-from training.config import Config, UsageError, first_line, read_config
-from data import DataError, Processor, Prompt, Query, batch_order, load_queries
-from eval import measure, summarise, table
-from judges.server import LocalChat, OpenAIChat
-from context_pairs.pairs import ContextPair, as_query, deal_letters, load_pairs, turned, usable
-from policy import Policy, Row, all_gather, all_sum, choice
+from context_pairs.loss import auxiliary_loss
+from data import DataError, Query, next_items, retry_message
+from eval import evaluate_queries, summarise, table
+from policy import Auxiliary, all_gather, all_sum
+from reward import JudgeError, Verdict, VerifierLike, VerifierUnreliable, is_independent
+from sampler import Engine, Rollout, Sample, on_leader, resample, sample, two_stages
+from tools.files import write_whole
+from training.config import Config, read_config
+from training.parts import RULE, Parts, assemble, counted_families, takes_turns
 from training.report import write_report
-from reward import JudgeError, RuleVerifier, Verdict, Verifier, VerifierUnreliable
-from training.run_folder import Rollout, Run, model_fingerprint, read_recording, record, replay, statistics, write_atomic
-from sampler import HFEngine, Sample, VLLMEngine
+from training.rollouts import judge_metrics, rollout_of_row, rollout_row, statistics
+from training.run_folder import RunFolder
 
-
-def dist_init(cuda: bool) -> tuple[int, int, str]:
-    """-> (rank, world size, device name).  Works with and without torchrun; a single CPU process needs no group."""
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if cuda else "cpu"
-    if cuda:
-        torch.cuda.set_device(device)
-    if cuda or world > 1:                        # a single GPU is a mesh of one: the same mixed precision as on many
-        alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if world == 1 else {}
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(minutes=60), **alone)
-    return rank, world, device
-
-
-# ------------------------------------------------------------------------------------------------------- parts
-
-def build_data(config: Config) -> tuple[list[Query], list[Query], list[ContextPair], set[str] | None]:
-    """-> (training queries, held-out queries, context pairs, families that count in the overall score)."""
-    train = toy.train_queries() if config.data == "toy" else load_queries(config.data)
-    pairs = []
-    if config.context_pairs:
-        pairs = (deal_letters(toy.train_pairs(), config.seed) if config.context_pairs == "toy" else
-                 load_pairs(config.context_pairs, config.seed))
-    if config.context_as_data:                   # the control of that paper: pairs that are sampled and rewarded
-        train, pairs = [*train, *map(as_query, pairs)], []
-    heldout = load_queries(config.eval_data) if config.eval_data else (
-        toy.heldout_queries() if config.data == "toy" else [])
-    return train, heldout, pairs, toy.COUNTED if toy.COUNTED & {q.family for q in heldout} else None
-
-
-# What transformers raises on folders that are not a complete checkpoint of a vision-language model.
-LOADING = (OSError, ValueError, RuntimeError, AttributeError, KeyError, TypeError, ImportError)
-
-
-def find_judge(config: Config, run: Run, queries: list[Query]) -> OpenAIChat | None:
-    """Before anything is loaded: is there somebody who can judge?  -> the client of servers, if it is servers."""
-    if config.verifier == "toy":
-        stranger = next((q for q in queries if not toy.knows(q)), None)
-        if stranger:
-            raise UsageError(f"query {stranger.id}: --verifier toy needs the facts of its picture")
-    elif config.verifier == "rule":
-        return None
-    elif "://" in config.verifier:
-        chat = OpenAIChat(config.verifier, config.judge_model, config.judge_timeout,
-                          log=str(run.folder / f"judge-{run.rank:05d}.jsonl"))
-        chat.check()
-        return chat
-    else:
-        try:
-            model_fingerprint(config.verifier)
-        except LOADING as error:
-            raise UsageError(f"cannot load verifier {config.verifier}: {first_line(error)}") from None
-    return None
-
-
-def build_verifiers(config: Config, run: Run, queries: list[Query], chat, engine):
-    """-> (verifier of training, verifier of evaluation: always the full solution, and exact where that exists)."""
-    if config.verifier == "toy":
-        return toy.ToyVerifier(config.verifier_context), toy.ToyVerifier("solution")
-    known = all(map(toy.knows, queries))
-    if config.verifier == "rule":
-        return RuleVerifier(), toy.ToyVerifier("solution") if known else RuleVerifier()
-    if chat is None:
-        chat = LocalChat(config.verifier, engine, config.max_context, memory_share=config.engine_memory)
-    settings = {"concurrency": config.judge_concurrency, "max_failed_share": config.judge_max_failed}
-    verifier = Verifier(chat, config.verifier_context, **settings)
-    run.print(f"verifier {config.verifier}: {verifier.stops_after()}")
-    if known:
-        return verifier, toy.ToyVerifier("solution")
-    return verifier, verifier if config.verifier_context == "solution" else Verifier(chat, "solution", **settings)
-
-
-def build_policy(config: Config, run: Run, device: str) -> tuple[Processor, Policy]:
-    from safetensors import SafetensorError
-
-    try:
-        processor = Processor(config.model, config.max_pixels)
-        policy = Policy(config.model, processor, config.learning_rate, config.steps, config.warmup_steps,
-                        config.min_lr_ratio, config.weight_decay, config.temperature, config.kl_coef > 0, device,
-                        compute_dtype=torch.bfloat16 if config.on_cuda() and config.dtype != "float32" else None,
-                        attention=None if config.attention == "auto" else config.attention,
-                        gradient_checkpointing=config.gradient_checkpointing, freeze_vision=config.freeze_vision,
-                        offload_reference=config.offload_reference)
-    except (*LOADING, SafetensorError) as error:
-        raise UsageError(f"cannot load model {config.model}: {first_line(error)}") from None
-    if run.checkpoint:
-        was, now = run.state()["model"], model_fingerprint(config.model)
-        if was != now:
-            raise UsageError(f"--resume: checkpoint of another model ({was}) than {config.model} ({now})")
-        try:
-            policy.load(run.checkpoint)
-        except (*LOADING, SafetensorError) as error:
-            raise UsageError(f"cannot load checkpoint {run.checkpoint}: {first_line(error)}") from None
-    return processor, policy
-
-
-def build_engine(config: Config, processor: Processor, policy: Policy):
-    """Starts with the policy's present weights: those of a checkpoint if the run is resumed."""
-    if config.engine == "vllm":
-        engine = VLLMEngine(config.model, processor, config.temperature, config.max_new_tokens, config.max_context,
-                            config.tensor_parallel, config.engine_memory, dtype=str(policy.compute_dtype)[6:])
-    else:                                       # shards cannot generate: the engine then has a whole copy of its own
-        model = policy.whole_copy() if policy.sharded else policy.model
-        engine = HFEngine(model, processor, config.temperature, config.max_new_tokens)
-    engine.load_weights(policy.weights())
-    return engine
-
-
-def next_queries(queries: list, cursor: int, n: int, seed: int) -> list:
-    """n queries (or context pairs) from `cursor` on in an endless stream of reshuffled epochs."""
-    return [queries[batch_order(len(queries), i // len(queries), seed)[i % len(queries)]]
-            for i in range(cursor, cursor + n)]
+# Axis letters: _P query (prompt) of the batch, _G member of its group.
 
 
 # -------------------------------------------------------------------------------------------------- the method
-# Axis letters: _P query (prompt) of the batch, _G member of its group.
 
-def collect(batch_P: list[Query], ids_P: list[str], step: int, config: Config, engine, processor: Processor,
-            verifier) -> list[Rollout]:
-    """Sample, verify, resample, filter, roll back: everything before the update, for one batch of queries.
+def collect(rollouts_P: list[Rollout], step: int, p: Parts) -> None:
+    """Sample, verify, resample, filter, roll back: everything before the update, for one batch of queries."""
+    config, engine, seed_key = p.config, p.engine, (p.config.seed, step)
 
-    `ids_P` seed the samples and differ within a step, also where a small data set brings a query twice.
-    """
-    prompts_P = [processor.prompt(q) for q in batch_P]
-    shown = (prompts_P, ids_P, config.group_size, (config.seed, step))
+    def retry_messages(rollout: Rollout) -> list[str]:
+        """What stage 2 says to each member; []: no stage 2, because there is a positive, or a verdict is missing."""
+        if not (config.stage2 and rollout.hard):
+            return []
+        return [retry_message(v.report if config.report else "", p.retry_template) for v in rollout.verdicts_G]
 
-    def reports_for(verdicts_G: list[Verdict]) -> list[str] | None:
-        """What stage 2 shows, or None: no stage 2.  Only where every verdict is there and negative: a failed judge
-        must not look like a hard query."""
-        if not config.stage2 or any(v.reward != 0.0 for v in verdicts_G):
-            return None
-        return [v.report if config.report else "" for v in verdicts_G]
-
-    if config.engine == "vllm" and not config.barrier:
-        def judge(p: int, sample: Sample) -> Verdict:
-            return verifier.judge_one(batch_P[p], sample.text)
-        stages = sampler.two_stages(engine, processor, *shown, judge, reports_for, config.judge_concurrency)
+    if config.engine == "vllm" and not config.barrier and not takes_turns(p.verifier):
+        # The same as below without the waiting in between: one continuous batch.
+        two_stages(engine, rollouts_P, config.group_size, seed_key, p.verifier.judge_one, retry_messages,
+                   config.judge_concurrency)
     else:
-        stages = one_after_the_other(engine, processor, batch_P, *shown, verifier, reports_for)
-
-    rollouts_P = []
-    for query, prompt, samples_G, verdicts_G, retries_G, retry_verdicts_G in zip(
-            batch_P, prompts_P, *stages, strict=True):
-        kept_G = [v.reward == 1.0 and sampler.is_independent(r.text)
-                  for r, v in zip(retries_G, retry_verdicts_G, strict=True)]
-        parts = (samples_G, verdicts_G, retries_G, retry_verdicts_G, kept_G)
-        rollouts_P.append(Rollout(query, roll_back(config, query, prompt, *parts), *parts))
-    return rollouts_P
-
-
-def one_after_the_other(engine, processor: Processor, batch_P: list[Query], prompts_P, ids_P, group_size: int,
-                        seed_key: tuple, verifier, reports_for):
-    """Sample all, verify all, resample all hard queries, verify again -> samples, verdicts, retries, their verdicts.
-    `sampler.two_stages` draws the same without the waiting in between."""
-    def verify(queries_P: list[Query], samples_P_G: list[list[Sample]]) -> list[list[Verdict]]:
-        flat = [(q, sample.text) for q, samples_G in zip(queries_P, samples_P_G, strict=True) for sample in samples_G]
-        verdicts = iter(sampler.by_leader(engine, lambda: verifier.judge(*map(list, zip(*flat)))) if flat else [])
-        return [[next(verdicts) for _ in samples_G] for samples_G in samples_P_G]
-
-    samples_P_G = sampler.stage1(engine, prompts_P, ids_P, group_size, seed_key)
-    verdicts_P_G = verify(batch_P, samples_P_G)
-    reports_P = [reports_for(verdicts_G) for verdicts_G in verdicts_P_G]
-    hard = [p for p, reports_G in enumerate(reports_P) if reports_G is not None]
-    retries = sampler.stage2(engine, processor, [prompts_P[p] for p in hard], [ids_P[p] for p in hard],
-                             [samples_P_G[p] for p in hard], [reports_P[p] for p in hard], seed_key)
-    again = verify([batch_P[p] for p in hard], retries)
-    retries_P_G, retry_verdicts_P_G = [[] for _ in batch_P], [[] for _ in batch_P]
-    for p, retries_G, verdicts_G in zip(hard, retries, again, strict=True):
-        retries_P_G[p], retry_verdicts_P_G[p] = retries_G, verdicts_G
-    return samples_P_G, verdicts_P_G, retries_P_G, retry_verdicts_P_G
+        sample(engine, rollouts_P, config.group_size, seed_key)
+        for rollout, verdicts_G in zip(rollouts_P, verify(engine, p.verifier, rollouts_P, stage=1), strict=True):
+            rollout.verdicts_G = verdicts_G
+        hard_P = [rollout for rollout in rollouts_P if retry_messages(rollout)]
+        resample(engine, hard_P, [retry_messages(rollout) for rollout in hard_P], seed_key)
+        for rollout, verdicts_G in zip(hard_P, verify(engine, p.verifier, hard_P, stage=2), strict=True):
+            rollout.retry_verdicts_G = verdicts_G
+    for rollout in rollouts_P:
+        rollout.kept_G = [verdict.correct and is_independent(retry.text) for retry, verdict
+                          in zip(rollout.retries_G, rollout.retry_verdicts_G, strict=True)]
+        rollout.group = roll_back(rollout, config)
 
 
-def together(work, *arguments):
+def verify(engine: Engine, verifier: VerifierLike, rollouts_P: list[Rollout], stage: int) -> list[list[Verdict]]:
+    """All responses of a stage in one call of the verifier -> verdicts_P_G."""
+    drawn_P_G = [r.samples_G if stage == 1 else r.retries_G for r in rollouts_P]
+    pairs = [(r.query, s.text) for r, drawn_G in zip(rollouts_P, drawn_P_G, strict=True) for s in drawn_G]
+    verdicts = iter(on_leader(engine, lambda: verifier.judge(*map(list, zip(*pairs)))) if pairs else [])
+    return [[next(verdicts) for _ in drawn_G] for drawn_G in drawn_P_G]
+
+
+def roll_back(r: Rollout, config: Config) -> grpo.Group:
+    """Context rollback: the kept retries become further responses to the ORIGINAL prompt; ids stay as sampled."""
+    def member(drawn: Sample, verdict: Verdict) -> grpo.Member:
+        reward = verdict.reward
+        if reward is not None and config.method == "dapo":
+            reward += grpo.overlong_penalty(len(drawn.ids), config.max_new_tokens, config.overlong_buffer)
+        return grpo.Member(drawn.ids, drawn.logprobs, reward)
+
+    sampled = [member(s, v) for s, v in zip(r.samples_G, r.verdicts_G, strict=True)]
+    recovered = [member(s, v) for s, v, kept in zip(r.retries_G, r.retry_verdicts_G, r.kept_G, strict=True) if kept]
+    return grpo.form_group(r.prompt, sampled, recovered, config.mixed_scale, r.query.id)
+
+
+# -------------------------------------------------------------------- where the rollouts of a step come from
+# Each -> (this rank's share of the step's rollouts, their metrics); moves the run's data cursor.
+
+def sampled(p: Parts) -> tuple[list[Rollout], dict]:
+    """By the policy as it is.  DAPO's dynamic sampling draws further queries until every rank has its share of groups
+    with variance, at most `refill_rounds` times; other methods take one round."""
+    config, run, engine = p.config, p.run, p.engine
+    rollouts: list[Rollout] = []
+    times: Counter = Counter()
+    cursor = run.cursor
+    for _ in range(config.refill_rounds if config.method == "dapo" else 1):
+        batch = next_items(p.queries, cursor, config.queries_per_step, config.seed)
+        cursor += len(batch)
+        names = []                                  # seeds differ where a small data set brings a query twice
+        for query in batch:
+            times[query.id] += 1
+            names.append(query.id if times[query.id] == 1 else f"{query.id}, time {times[query.id]}")
+        mine = slice(engine.replica, None, engine.replicas)
+        rollouts_P = [Rollout(q, p.processor.prompt(q), name) for q, name in zip(batch[mine], names[mine], strict=True)]
+        raise_on_all_ranks(collect, rollouts_P, run.step + 1, p)
+        rollouts += rollouts_P
+        useful = sum(r.group.kind is grpo.GroupKind.ONLINE for r in rollouts)
+        if all_sum(torch.tensor(float(useful < config.queries_per_step // engine.replicas))) == 0:
+            break
+    run.cursor = cursor
+    rollouts = rollouts if engine.leader else []            # tensor parallel ranks all hold the same
+    return rollouts, statistics(rollouts)
+
+
+def recorded(p: Parts) -> tuple[list[Rollout], dict]:
+    """As --rollouts_from has them: no engine, no judge."""
+    by_id = {q.id: q for q in p.queries}
+    rows = p.recorded[p.run.step + 1][p.run.rank::p.run.world]
+    rollouts = [rollout_of_row(row, by_id[row["query"]], p.processor) for row in rows]
+    for rollout in rollouts:
+        rollout.group = roll_back(rollout, p.config)
+    return rollouts, statistics(rollouts)
+
+
+def references(p: Parts) -> tuple[list[Rollout], dict]:
+    """SFT in the same code: a group of one, the reference, with advantage 1; the gradient is that of -logp."""
+    def group(query: Query) -> grpo.Group:
+        reference = grpo.Member(p.processor.encode_response(query.solution), [], 1.0, advantage=1.0)
+        return grpo.Group(p.processor.prompt(query), [reference], grpo.GroupKind.ONLINE, query.id)
+
+    batch = next_items(p.queries, p.run.cursor, p.config.queries_per_step, p.config.seed)
+    p.run.cursor += len(batch)
+    groups = [group(query) for query in batch[p.run.rank::p.run.world]]
+    return [Rollout(query, g.prompt, query.id, group=g)
+            for query, g in zip(batch[p.run.rank::p.run.world], groups, strict=True)], {}
+
+
+def raise_on_all_ranks(work, *arguments):
     """work(*arguments) on every rank.  If the verifier gives up on one of them all stop, and none waits for ever."""
     result, failure = None, ""
     try:
@@ -231,67 +166,32 @@ def together(work, *arguments):
     return result
 
 
-def roll_back(config: Config, query: Query, prompt: Prompt, samples_G, verdicts_G, retries_G, retry_verdicts_G,
-              kept_G) -> grpo.Group:
-    """Context rollback: the kept retries become further responses to the ORIGINAL prompt; ids stay as sampled."""
-    def member(sample: Sample, verdict: Verdict) -> grpo.Member:
-        reward = verdict.reward
-        if reward is not None and config.method == "dapo":
-            reward += grpo.overlong_penalty(len(sample.ids), config.max_new_tokens, config.overlong_buffer)
-        return grpo.Member(sample.ids, sample.logprobs, reward)
+# --------------------------------------------------------------------------------------------------- one step
 
-    sampled = [member(s, v) for s, v in zip(samples_G, verdicts_G, strict=True)]
-    recovered = [member(s, v) for s, v, kept in zip(retries_G, retry_verdicts_G, kept_G, strict=True) if kept]
-    return grpo.form_group(prompt, sampled, recovered, config.mixed_scale, query.id)
+def update(p: Parts, rollouts: list[Rollout]) -> dict:
+    """The optimiser steps of one batch -> metrics.  The engine's memory is the trainer's meanwhile; then it gets the
+    new weights."""
+    if p.engine:
+        p.engine.sleep()
+    step = p.run.step + 1
+    metrics = p.policy.update([r.group for r in rollouts], step, p.config.update_settings(), auxiliary(p))
+    if p.engine:
+        p.engine.load_weights(p.policy.weights())
+    if step == 1:
+        self_check(p.run, metrics)
+    return metrics
 
 
-def context_choices(pairs: list[ContextPair], step: int, config: Config, processor: Processor, rank: int, world: int,
-                    ) -> list[Row]:
+def auxiliary(p: Parts) -> Auxiliary | None:
     """This rank's share of the step's context pairs, `context_batch` for every optimiser step."""
-    if not pairs:
-        return []
-    n = config.context_batch * config.minibatches
-    batch = next_queries(pairs, (step - 1) * n, n, config.seed)
-    ids = processor.option_ids()
-    return [choice(processor.prompt(as_query(pair)), ids[pair.letter], ids[turned(pair).letter])
-            for pair in batch[rank::world]]
+    if not p.pairs:
+        return None
+    n = p.config.context_batch * p.config.minibatches
+    batch = next_items(p.pairs, p.run.step * n, n, p.config.seed)
+    return auxiliary_loss(batch[p.run.rank::p.run.world], p.config.context_weight, p.processor)
 
 
-def collect_refilling(queries, run: Run, config: Config, engine, *parts) -> list[Rollout]:
-    """DAPO's dynamic sampling: draw further queries until every rank has its share of groups with variance, at most
-    `refill_rounds` times.  Other methods take one round.  Moves the run's data cursor."""
-    share = config.queries_per_step // engine.replicas
-    rollouts, times = [], Counter()
-    for _ in range(config.refill_rounds if config.method == "dapo" else 1):
-        batch = next_queries(queries, run.cursor, config.queries_per_step, config.seed)
-        run.cursor += len(batch)
-        ids = []
-        for query in batch:
-            times[query.id] += 1
-            ids.append(query.id if times[query.id] == 1 else f"{query.id}, time {times[query.id]}")
-        mine = slice(engine.replica, None, engine.replicas)
-        rollouts += together(collect, batch[mine], ids[mine], run.step, config, engine, *parts)
-        useful = sum(r.group.kind is grpo.GroupKind.ONLINE for r in rollouts)
-        if all_sum(torch.tensor(float(useful < share))) == 0:
-            break
-    return rollouts if engine.leader else []            # tensor parallel ranks all hold the same
-
-
-def costs(verifier) -> dict[str, float]:
-    """Calls, tokens, seconds and failures of the judge since the last step, over all ranks."""
-    counts = verifier.metrics() if isinstance(verifier, Verifier) else {}
-    return dict(zip(counts, all_sum(torch.tensor(list(counts.values()), dtype=torch.float64)).tolist()))
-
-
-def reference_groups(queries: list[Query], processor: Processor) -> list[grpo.Group]:
-    """SFT in the same code: one member per query, its reference, with advantage 1; the gradient is that of -logp."""
-    def reference(query: Query) -> grpo.Member:
-        return grpo.Member(processor.encode_response(query.solution), [], 1.0, advantage=1.0)
-
-    return [grpo.Group(processor.prompt(q), [reference(q)], grpo.GroupKind.ONLINE, q.id) for q in queries]
-
-
-def self_check(run: Run, metrics: dict) -> None:
+def self_check(run: RunFolder, metrics: dict) -> None:
     """First-step numbers with what they should be; a stranger sees at once if something is wired wrongly."""
     if metrics["ratio_before_update"] is None:
         return run.print("self-check of the first step: no group has variance, there is nothing to check")
@@ -300,109 +200,87 @@ def self_check(run: Run, metrics: dict) -> None:
              ("largest |engine - trainer| log-prob", metrics["engine_gap_max"], "below 1e-3 in fp32"),
              ("entropy per token (nats)", metrics["entropy"], "above 0, well below ln V"),
              ("gradient norm", metrics["grad_norm"], "finite and above 0")]
-    run.print("self-check of the first step\n" + "\n".join(f"  {n:38s} {v:10.6f}   expected {e}" for n, v, e in lines))
+    run.print("self-check of the first step\n"
+              + "\n".join(f"  {n:38s} {v:10.6f}   expected {e}" for n, v, e in lines))
+
+
+def evaluate(p: Parts, at_ends: bool) -> dict:
+    """Accuracies on the held-out queries at T = 1; at the start and the end greedy ones as well.  {} without any."""
+    def summary(temperature: float) -> dict:
+        records = raise_on_all_ranks(evaluate_queries, p.engine, p.processor, p.heldout, p.exact_verifier, RULE,
+                                     temperature, (p.config.seed, p.run.step, "evaluation"), p.run.rank > 0)
+        shares = all_gather(records if p.engine.leader else [])
+        return summarise([record for share in shares for record in share], counted_families(p.heldout))
+
+    if not p.heldout:
+        return {}
+    return {"eval": summary(1.0)} | ({"eval_greedy": summary(0.0)} if at_ends else {})
 
 
 # -------------------------------------------------------------------------------------------------------- loop
 
 def train(config: Config) -> Path:
-    rank, world, device = dist_init(config.on_cuda())
-    replicas = world // config.tensor_parallel
-    for bad, message in [
-        (world % config.tensor_parallel, f"--tensor_parallel {config.tensor_parallel} does not divide {world} ranks"),
-        (config.queries_per_step % max(replicas, 1),
-         f"--queries_per_step {config.queries_per_step} cannot be split over {replicas} ranks"),
-    ]:
-        if bad:
-            raise UsageError(message)
-    run = Run(config, rank, world)
-    queries, heldout, pairs, counted = build_data(config)
-    samples = bool(heldout) or not (config.method == "sft" or config.rollouts_from)     # else no engine and no judge
-    judged = heldout if config.method == "sft" else [*queries, *heldout]
-    judge = find_judge(config, run, judged) if samples else None
-    by_id = {q.id: q for q in queries}
-    recorded = read_recording(config.rollouts_from, set(by_id), config.steps) if config.rollouts_from else None
-    processor, policy = build_policy(config, run, device)
-    for query in [*queries, *heldout]:
-        processor.check(query)
-    if pairs:
-        processor.option_ids()                                             # or one line, before anything is sampled
-        pairs = usable(pairs, processor, config.max_context)
-    engine = build_engine(config, processor, policy) if samples else None
-    verifier, exact_verifier = None, None
-    if samples:
-        verifier, exact_verifier = build_verifiers(config, run, judged, judge, engine)
-    run.open(config)
-
-    def evaluate(temperature: float = 1.0) -> dict:
-        records = together(measure, engine, processor, heldout, exact_verifier, temperature,
-                           (config.seed, run.step, "evaluation"), rank > 0)
-        shares = all_gather(records if engine.leader else [])
-        return summarise([record for share in shares for record in share], counted)
-
+    """-> the run folder.  All ranks run the same lines; the order of the verbs is the paper's."""
+    p = assemble(config, *dist_init(config))
+    run, next_rollouts = p.run, (references if config.method == "sft" else recorded if p.recorded else sampled)
     if run.step == 0 and not run.checkpoint:
-        run.log({"step": 0} | ({"eval": evaluate(), "eval_greedy": evaluate(0.0)} if heldout else {}))
+        run.log({"step": 0} | evaluate(p, at_ends=True))
 
-    last = min(config.steps, config.stop_after or config.steps)
-    with tqdm(total=config.steps, initial=run.step, disable=rank > 0, desc=config.method) as bar:
-        while run.step < last:
-            run.step += 1
-            began, rollouts, cursor = time.time(), [], run.cursor
-            if config.method == "sft":
-                batch = next_queries(queries, run.cursor, config.queries_per_step, config.seed)
-                run.cursor += len(batch)
-                groups = reference_groups(batch[rank::world], processor)
-            elif recorded is not None:
-                rollouts = replay(recorded[run.step][rank::world], by_id, processor,
-                                  lambda *parts: roll_back(config, *parts))
-                groups = [r.group for r in rollouts]
-            else:
-                try:
-                    rollouts = collect_refilling(queries, run, config, engine, processor, verifier)
-                except VerifierUnreliable:
-                    run.step, run.cursor = run.step - 1, cursor            # nothing of this step has been trained
-                    run.save(policy)
-                    raise
-                groups = [r.group for r in rollouts]
-            metrics = {"step": run.step} | (statistics(rollouts) if config.method != "sft" else {}) | costs(verifier)
-            run.append("rollouts.jsonl", [record(r, run.step, run.folder) for r in rollouts])
+    with progress_bar(p) as bar, run.saved_if(VerifierUnreliable, p.policy):
+        while run.step < run.last_step:
+            # Sample, verify, resample, filter, roll back (or take what was recorded, or the references).
+            began = time.time()
+            rollouts, metrics = next_rollouts(p)
+            metrics = {"step": run.step + 1} | metrics | judge_metrics(p.verifier)
+            run.append("rollouts.jsonl", [rollout_row(r, run.step + 1, run.folder) for r in rollouts if r.samples_G])
             run.tokens_sampled += int(metrics.get("tokens_sampled", 0))
-            sampled = time.time()
-            if not config.rollout_only:
-                if engine:
-                    engine.sleep()                                         # its memory is the trainer's for a while
-                metrics |= policy.update(groups, run.step, config.update_settings(), context_choices(
-                    pairs, run.step, config, processor, rank, world))
-                if engine:
-                    engine.load_weights(policy.weights())
-                if run.step == 1:
-                    self_check(run, metrics)
-            metrics |= {"time/rollout": sampled - began, "time/update": time.time() - sampled}
 
-            at_end = run.step == config.steps
-            due = at_end or config.eval_every and run.step % config.eval_every == 0
-            if heldout and due and not config.rollout_only:
-                try:
-                    metrics["eval"] = evaluate()
-                    if at_end:
-                        metrics["eval_greedy"] = evaluate(0.0)
-                except VerifierUnreliable:
-                    run.log(metrics)                                       # the step itself is done and kept
-                    run.save(policy)
-                    raise
-            run.log(metrics)
-            if not config.rollout_only and (run.step % config.save_every == 0 or run.step == last):
-                run.save(policy)
+            # Train; the engine gets the new weights.
+            collected = time.time()
+            metrics |= {} if config.rollout_only else update(p, rollouts)
+            metrics |= {"time/rollout": collected - began, "time/update": time.time() - collected}
+            run.step += 1
+
+            # Evaluate when due, write.
+            try:
+                metrics |= evaluate(p, run.step == config.steps) if run.evaluation_is_due() else {}
+            finally:
+                run.log(metrics)
+            if run.checkpoint_is_due():
+                run.save(p.policy)
             bar.update()
             bar.set_postfix({name: f"{metrics[name]:.2f}" for name in ("reward", "hard_share", "recovered_share")
                              if metrics.get(name) is not None})
     if run.step == config.steps:
-        finish(config, run)
+        finish(p)
     return run.folder
 
 
-def finish(config: Config, run: Run) -> None:
+def progress_bar(p: Parts) -> tqdm:
+    return tqdm(total=p.config.steps, initial=p.run.step, disable=p.run.rank > 0, desc=p.config.method)
+
+
+def dist_init(config: Config) -> tuple[RunFolder, str]:
+    """-> (run folder, not made yet; device name).  With and without torchrun; one CPU process needs no group."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    cuda = config.on_cuda()
+    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if cuda else "cpu"
+    if cuda:
+        torch.cuda.set_device(device)
+    if cuda or world > 1:                        # one GPU is a mesh of one: the same mixed precision as on many
+        alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if world == 1 else {}
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(minutes=60), **alone)
+    replicas = world // config.tensor_parallel
+    if world % config.tensor_parallel:
+        raise DataError(f"--tensor_parallel {config.tensor_parallel} does not divide {world} ranks")
+    if config.queries_per_step % replicas:
+        raise DataError(f"--queries_per_step {config.queries_per_step} cannot be split over {replicas} ranks")
+    return RunFolder(config, rank, world), device
+
+
+def finish(p: Parts) -> None:
     """summary.json, the table of start and end, report.html."""
+    config, run = p.config, p.run
     if run.rank:
         return
     evaluated = [row for row in run.metrics() if row.get("eval")]
@@ -416,7 +294,7 @@ def finish(config: Config, run: Run) -> None:
             columns |= {"end (T=1)": end["eval"], "end (greedy)": end["eval_greedy"]}
             summary |= {"end": end["eval"], "end_greedy": end["eval_greedy"]}
         print(table(columns))
-    write_atomic(run.folder / "summary.json", json.dumps(summary, indent=2))
+    write_whole(run.folder / "summary.json", json.dumps(summary, indent=2))
     print(f"report: {write_report([run.folder])}")
 
 
@@ -427,7 +305,7 @@ def main() -> None:
     logging.set_verbosity_error()               # what matters is raised
     try:
         train(read_config(sys.argv[1:]))
-    except (UsageError, DataError, JudgeError) as error:
+    except (DataError, JudgeError) as error:
         rank = int(os.environ.get("RANK", 0))
         if rank:                    # most errors are those of all ranks: rank 0 says it and torchrun ends the others
             time.sleep(5)

@@ -227,6 +227,13 @@ def batch_order(size: int, epoch: int, seed: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(size)
 
 
+def next_items(items: list, cursor: int, n: int, seed: int) -> list:
+    """n items from `cursor` on in an endless stream of reshuffled epochs."""
+    first, last = cursor // len(items), (cursor + n - 1) // len(items)
+    orders = {epoch: batch_order(len(items), epoch, seed) for epoch in range(first, last + 1)}
+    return [items[orders[i // len(items)][i % len(items)]] for i in range(cursor, cursor + n)]
+
+
 def read_prompt(file: str | Path, fields: tuple[str, ...], needed: tuple[str, ...] = ()) -> str:
     """A template: plain text with named fields in braces, of which `needed` must be there.  Other braces are text."""
     try:
@@ -247,6 +254,21 @@ def fill_prompt(template: str, **values: str) -> str:
     'Q: {question}? {x}'
     """
     return re.sub(r"\{(\w+)\}", lambda match: values.get(match[1], match[0]), template)
+
+
+def retry_template(file: str | Path = "") -> str:
+    """The second user turn of stage 2: what is said with a {report}, a line "---", what is said without one."""
+    file = file or Path(__file__).resolve().parent / "prompts" / "retry.txt"
+    template = read_prompt(file, ("report",), ("report",))
+    if template.count("\n---\n") != 1:
+        raise DataError(f"prompt {file} needs one line '---' between what is said with and without a report")
+    return template
+
+
+def retry_message(report: str, template: str) -> str:
+    """Without a report (none was written, or the ablation) the second part of the template: a plain request."""
+    with_report, without = template.split("\n---\n")
+    return fill_prompt(with_report, report=report.strip()) if report else without
 
 
 # -------------------------------------------------------------------------------------- from query to model input

@@ -1,25 +1,21 @@
 """Groups, advantages, context rollback, log-probs and the loss.  Knows nothing of text, images or engines.
 
 Top to bottom: member -> group -> advantages (eq. A) -> log-prob of the sampled token, by definition and fused with
-the language-model head (eq. 1 to 4) -> loss (eq. L) -> auxiliary loss of context pairs (eq. C, another paper).
+the language-model head (eq. 1 to 4) -> loss (eq. L).
 
 Paper: ContextRL, arXiv 2602.22623, section 3.3.  Its symbols are used in this file only:
     K   stage-1 samples of a query        P(x)  verified, independent retries of a query
     R   reward, 0 or 1                    A     advantage within the group
     λ   scale of a mixed group            β     KL coefficient
     ρ   ratio pi_theta / pi_old           ε     clip range (ε_low, ε_high)
-Second paper: Context-Aware RL, arXiv 2606.17053, section on the auxiliary objective:
-    Δ   margin between two letters        c     limit of the margin
 
-    python grpo.py        checks loss and log-probs, then times the log-probs beside their peers
+    python grpo.py        checks the loss against numbers by hand, and the log-probs against the definition
 """
 
 import math
 import os
-import runpy
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -127,7 +123,7 @@ def overlong_penalty(length: int, limit: int, buffer: int) -> float:
 def naive_token_logprob(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, temperature: float = 1.0,
                         forbidden: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """The definition -> (logp [N], entropy [N]).  Holds several [N, V] matrices; for tests and the benchmark only."""
-    logits = (hidden @ weight.T).to(accumulator(hidden.dtype)) / temperature                          # [N, V]
+    logits = (hidden @ weight.T).to(sum_dtype(hidden.dtype)) / temperature                          # [N, V]
     if forbidden is not None:
         logits = logits.masked_fill(forbidden, -torch.inf)
     logp = torch.log_softmax(logits, dim=-1)
@@ -208,10 +204,10 @@ class _TokenLogprob(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, temperature, forbidden, keep_bytes, gradient):
-        wide = accumulator(hidden.dtype)
+        wide = sum_dtype(hidden.dtype)
         logp, entropy, anchor, total = torch.empty(4, len(hidden), dtype=wide, device=hidden.device).unbind()
         ctx.chunks = []                                     # (rows, E), E None: made again in the backward pass
-        for rows, keep in chunks(hidden, weight, keep_bytes):
+        for rows, keep in row_chunks(hidden, weight, keep_bytes):
             h, y = hidden[rows], targets[rows]
             E = h.new_empty(len(h), len(weight)) if keep and gradient else None
             c = (h * F.embedding(y, weight)).sum(-1, dtype=wide)
@@ -237,7 +233,7 @@ class _TokenLogprob(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, g, _):
         hidden, weight, targets, forbidden, anchor, total = ctx.saved_tensors
-        work, ctx.chunks = ctx.chunks, [(rows, None) for rows, _ in ctx.chunks]      # compact() spoils E
+        work, ctx.chunks = ctx.chunks, [(rows, None) for rows, _ in ctx.chunks]      # compact_rows() spoils E
         a = -g / (ctx.temperature * total)                                                                # (3)
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         d_hidden = torch.zeros_like(hidden) if need_hidden else None
@@ -245,7 +241,7 @@ class _TokenLogprob(torch.autograd.Function):
         d_weight = torch.zeros_like(weight, dtype=a.dtype) if need_weight and len(work) > 1 else None
         while work:
             rows, E = work.pop(0)                                     # what is kept comes first, and is free then
-            live = compact(E, g[rows] != 0)                           # clipped tokens, say, cost nothing from here on
+            live = compact_rows(E, g[rows] != 0)                           # clipped tokens, say, cost nothing from here on
             if not len(live):
                 continue
             h, factor = hidden[rows][live], a[rows][live, None]
@@ -254,12 +250,12 @@ class _TokenLogprob(torch.autograd.Function):
                 exponentials(h, weight, targets[rows][live], ctx.temperature, forbidden, anchor[rows][live], E)
             E, scaled = E[:len(h)], (factor * h).to(h.dtype)
             if need_hidden:                                                                               # (4)
-                d_hidden[rows][live] = (factor * product(E, weight)).to(h.dtype)
+                d_hidden[rows][live] = (factor * matmul_fp32(E, weight)).to(h.dtype)
             if need_weight and d_weight is None:
-                d_weight = product(E.T, scaled, rounded=True)
+                d_weight = matmul_fp32(E.T, scaled, rounded=True)
             elif need_weight:
-                for v in pieces(len(weight), scratch_rows(weight)):
-                    d_weight[v] += product(E[:, v].T, scaled)
+                for v in column_blocks(len(weight), scratch_rows(weight)):
+                    d_weight[v] += matmul_fp32(E[:, v].T, scaled)
         if need_weight:
             d_weight = torch.zeros_like(weight) if d_weight is None else d_weight.to(weight.dtype)
         return d_hidden, d_weight, None, None, None, None, None
@@ -269,9 +265,9 @@ def exponentials(h, weight, targets, temperature, forbidden, anchor, E=None):
     """(1) of a chunk, for u_j = (z_j - anchor) / temperature: -> Q = Σ e^u_j, Qu = Σ e^u_j u_j (both without the target
     and without forbidden ids) and u_y, each [C].  Fills E [C, V] if it is given."""
     Q, Qu, u_y = torch.zeros(3, len(h), dtype=anchor.dtype, device=h.device).unbind()
-    for v in pieces(len(weight), scratch_rows(h.T)):
+    for v in column_blocks(len(weight), scratch_rows(h.T)):
         z = u = e = None                                            # the last block's, before the next one is made
-        z = product(h, weight[v].T)
+        z = matmul_fp32(h, weight[v].T)
         E_v = None if E is None else E[:, v]
         forbidden_v = None if forbidden is None else forbidden[v]
         if triton and z.dtype == torch.float32 and (z.is_cuda or INTERPRETED):
@@ -321,7 +317,7 @@ if triton:
         tl.store(Qu + row, tl.load(Qu + row) + tl.sum(s))
 
 
-def compact(E, live):
+def compact_rows(E, live):
     """-> indices [K] of the live rows.  If E is kept, their rows are moved to its front, in the order of the indices:
     holes are filled from the back, so that few rows move."""
     index = live.nonzero()[:, 0]
@@ -335,19 +331,19 @@ def compact(E, live):
 
 def largest_logit(h, weight, forbidden):
     """Row maximum of the logits [C], for the rare row whose target is no good anchor."""
-    largest = torch.full((len(h),), -torch.inf, dtype=accumulator(h.dtype), device=h.device)
-    for v in pieces(len(weight), scratch_rows(h.T)):
-        z = product(h, weight[v].T)
+    largest = torch.full((len(h),), -torch.inf, dtype=sum_dtype(h.dtype), device=h.device)
+    for v in column_blocks(len(weight), scratch_rows(h.T)):
+        z = matmul_fp32(h, weight[v].T)
         if forbidden is not None:
             z = z.masked_fill(forbidden[v], -torch.inf)
         largest = torch.maximum(largest, z.amax(-1))
     return largest
 
 
-def product(a, b, rounded=False):
+def matmul_fp32(a, b, rounded=False):
     """a @ b with fp32 sums and, unless `rounded` to the operands' dtype, an fp32 result (fp64 of fp64)."""
     with torch.autocast(a.device.type, enabled=False):
-        if rounded or a.dtype == accumulator(a.dtype):
+        if rounded or a.dtype == sum_dtype(a.dtype):
             return a @ b
         if a.is_cuda:
             return torch.mm(a, b, out_dtype=torch.float32)
@@ -356,12 +352,12 @@ def product(a, b, rounded=False):
         return sum(x.float() @ y.float() for x, y in zip(a.split(4096, dim=1), b.split(4096, dim=0)))
 
 
-def accumulator(dtype):
+def sum_dtype(dtype):
     """What sums are taken in."""
     return torch.promote_types(dtype, torch.float32)
 
 
-def pieces(total, size):
+def column_blocks(total, size):
     """Slices of 0..total, at most `size` long."""
     return [slice(i, min(i + size, total)) for i in range(0, total, max(size, 1))]
 
@@ -371,7 +367,7 @@ def scratch_rows(matrix):
     return max(SCRATCH_BYTES[matrix.is_cuda] // (4 * max(matrix.shape[1], 1)) // 128 * 128, 128)
 
 
-def chunks(hidden, weight, keep_bytes):
+def row_chunks(hidden, weight, keep_bytes):
     """-> (rows, whether E is kept): as many rows as keep_bytes allows in one chunk, so that d weight is one product of
     them, and the others in equal ones of few rows, because the backward pass makes a chunk's E whole."""
     n = len(hidden)
@@ -379,76 +375,79 @@ def chunks(hidden, weight, keep_bytes):
     if kept < n:
         kept -= kept % 128 if kept > 128 else 0                                 # whole tiles
     count = -(-(n - kept) // CHUNK_ROWS[hidden.is_cuda])
-    rest = [slice(kept + p.start, kept + p.stop) for p in pieces(n - kept, -(-(n - kept) // max(count, 1)))]
+    rest = [slice(kept + p.start, kept + p.stop) for p in column_blocks(n - kept, -(-(n - kept) // max(count, 1)))]
     return [(slice(0, kept), True)] * (kept > 0) + [(rows, False) for rows in rest]
 
 
 # ------------------------------------------------------------------------------------------------------ loss
 
-def policy_loss(logp_T: torch.Tensor, old_T: torch.Tensor, advantage_T: torch.Tensor, weight_T: torch.Tensor,
-                on_policy_T: torch.Tensor, clip_low: float, clip_high: float, mismatch_T: torch.Tensor | None = None,
-                ref_T: torch.Tensor | None = None, kl_coef: float = 0.0, kl_T: torch.Tensor | None = None,
+@dataclass
+class LossInputs:
+    """What the loss needs of every response token: flat over all tokens of any mix of groups, [N] fp32 (masks bool)."""
+
+    logp_T: torch.Tensor                      # log-prob under the policy, with gradient
+    old_T: torch.Tensor                       # before the update, under the ORIGINAL prompt.  For a rolled-back member
+                                              # the engine's own number belongs to another prompt; used here it makes
+                                              # ρ ~ 0 on exactly the tokens that carry the lesson
+    advantage_T: torch.Tensor                 # A of the token's response
+    weight_T: torch.Tensor                    # w: 1 / length of the response (mean over each response), or 1 (mean over
+                                              # tokens, DAPO)
+    on_policy_T: torch.Tensor                 # False: of a rolled-back member
+    mismatch_T: torch.Tensor | None = None    # c: truncated importance weight engine -> trainer; 1 for rolled-back ones
+    ref_T: torch.Tensor | None = None         # log-prob under the frozen start policy; None: no KL
+    kl_T: torch.Tensor | None = None          # s: which tokens pay KL; None: all.  On-policy members only = "selective
+                                              # KL" (our reading)
+
+
+def policy_loss(tokens: LossInputs, clip_low: float, clip_high: float, kl_coef: float = 0.0,
                 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """(L)  clipped policy gradient with selective KL, summed over the response tokens of any mix of groups.
+    """(L)  clipped policy gradient with selective KL, summed over response tokens.  Section 3.3.
 
         L = - Σ_t w_t [ c_t min(ρ_t A, clip(ρ_t, 1-ε_low, 1+ε_high) A) - β s_t k3_t ],   ρ_t = exp(logp - old)
         k3_t = exp(ref - logp) - (ref - logp) - 1      (>= 0, unbiased for KL(pi || ref))
 
-    All arguments are flat over response tokens, [N] fp32 (masks bool):
-      old_T        log-prob under the ORIGINAL prompt.  For a rolled-back member the engine's own number belongs to
-                   another prompt; used here it makes ρ ~ 0 on exactly the tokens that carry the lesson.
-      weight_T w   1 / length of the response (mean over each response) or 1 (mean over tokens, DAPO)
-      mismatch_T c truncated importance weight engine -> trainer; 1 for rolled-back members
-      kl_T s       which tokens pay KL: on-policy members only ("selective KL", our reading)
-
     Returns the SUM (no mean: the caller divides once, by a count over all ranks and micro-batches) and sums of
     metrics.  With one update per batch old_T is logp_T.detach(): ρ is exactly 1 and only its gradient acts.
     """
-    log_ratio = (logp_T - old_T).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-    ratio = log_ratio.exp()
+    t = tokens
+    ratio = (t.logp_T - t.old_T).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
-    surrogate = torch.minimum(ratio * advantage_T, clipped * advantage_T)
-    if mismatch_T is not None:
-        surrogate = surrogate * mismatch_T
-    loss = -(weight_T * surrogate).sum()
+    surrogate = torch.minimum(ratio * t.advantage_T, clipped * t.advantage_T)
+    if t.mismatch_T is not None:
+        surrogate = surrogate * t.mismatch_T
+    loss = -(t.weight_T * surrogate).sum()
     with torch.no_grad():
-        count = torch.ones_like(logp_T)
-        bites = ((ratio > 1 + clip_high) & (advantage_T > 0)) | ((ratio < 1 - clip_low) & (advantage_T < 0))
-        sums = {"tokens": count.sum(), "ratio": ratio.sum(), "clipped": bites.float().sum(),
-                "clamped": ((logp_T - old_T).abs() > LOG_RATIO_LIMIT).float().sum(),
-                "rolled_back_tokens": (~on_policy_T).float().sum()}
-    if ref_T is not None:
-        delta = (ref_T - logp_T).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+        bites = ((ratio > 1 + clip_high) & (t.advantage_T > 0)) | ((ratio < 1 - clip_low) & (t.advantage_T < 0))
+        sums = {"tokens": torch.ones_like(t.logp_T).sum(), "ratio": ratio.sum(), "clipped": bites.float().sum(),
+                "clamped": ((t.logp_T - t.old_T).abs() > LOG_RATIO_LIMIT).float().sum(),
+                "rolled_back_tokens": (~t.on_policy_T).float().sum()}
+    if t.ref_T is not None:
+        delta = (t.ref_T - t.logp_T).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
         k3 = delta.exp() - delta - 1
-        kl_T = torch.ones_like(on_policy_T) if kl_T is None else kl_T
-        loss = loss + kl_coef * (weight_T * k3 * kl_T).sum()
-        sums |= {"kl": (k3 * on_policy_T).sum().detach(), "kl_rolled_back": (k3 * ~on_policy_T).sum().detach()}
+        kl_T = torch.ones_like(t.on_policy_T) if t.kl_T is None else t.kl_T
+        loss = loss + kl_coef * (t.weight_T * k3 * kl_T).sum()
+        sums |= {"kl": (k3 * t.on_policy_T).sum().detach(), "kl_rolled_back": (k3 * ~t.on_policy_T).sum().detach()}
     return loss, sums
 
 
-def context_loss(right_N: torch.Tensor, wrong_N: torch.Tensor, limit: float = 5.0, hard: bool = True,
-                 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """(C)  which of two contexts supports the answer?  Summed over context pairs; arXiv 2606.17053.
+def update_metrics(total: dict[str, float], first: dict[str, float], more: dict[str, float]) -> dict[str, float | None]:
+    """Sums of all ranks (of a whole update, and of its first optimiser step) -> what is logged.  Means are over tokens; a
+    ratio over no tokens is None."""
+    def mean(name: str, count: str = "tokens", of: dict = total) -> float:
+        return of[name] / max(of[count], 1)
 
-        L = Σ_n - log σ( clip(Δ_n, -c, c) ),   Δ = logit(right letter) - logit(wrong letter)
-
-    right_N, wrong_N [N] fp32: log-probs (or logits, the difference is the same) of the two option letters at the one
-    position where the answer is due.  No sampling, no reward.  `hard`: as published, where the gradient is zero beyond
-    BOTH limits, so a pair that is answered very wrongly is never learnt; not hard: min(Δ, c), whose gradient stays -1
-    there.  Returns the SUM and sums of metrics, like policy_loss.
-
-    A right letter ahead by 1.2, one behind by 1.2, and one beyond the limit:
-
-    >>> loss = lambda margin: context_loss(torch.tensor([margin]), torch.zeros(1))[0].item()
-    >>> round(loss(1.2), 3), round(loss(-1.2), 3), round(loss(9.0), 4)
-    (0.263, 1.463, 0.0067)
-    """
-    margin = right_N - wrong_N
-    loss = -F.logsigmoid(margin.clamp(-limit if hard else None, limit)).sum()
-    margin = margin.detach()
-    return loss, {"context_pairs": torch.ones_like(margin).sum(), "context_loss": loss.detach(),
-                  "context_right": (margin > 0).float().sum(), "context_margin": margin.sum(),
-                  "context_hopeless": (margin < -limit).float().sum()}
+    mass = total["rolled_back_mass"] + total["on_policy_mass"]
+    return {"loss": total["loss"], "grad_norm": more["grad_norm"], "learning_rate": more["learning_rate"],
+            "ratio": mean("ratio") if total["tokens"] else None,
+            "ratio_before_update": mean("ratio", of=first) if first["tokens"] else None,
+            "kl_before_update": mean("kl", "on_policy_tokens", first),
+            "clipped_share": mean("clipped"), "clamped_share": mean("clamped"), "entropy": mean("entropy"),
+            "kl": mean("kl", "on_policy_tokens"), "kl_rolled_back": mean("kl_rolled_back", "rolled_back_tokens"),
+            "engine_gap_mean": mean("engine_gap", "on_policy_tokens"), "engine_gap_max": more["engine_gap_max"],
+            "context_gap": mean("context_gap", "rolled_back_tokens"),
+            "rolled_back_token_share": mean("rolled_back_tokens"),
+            "rolled_back_gradient_share": total["rolled_back_mass"] / max(mass, 1e-12),
+            "trained_tokens": total["tokens"]}
 
 
 def check() -> bool:
@@ -456,7 +455,7 @@ def check() -> bool:
     # Two tokens, A = +1 and -1, ρ = 1.5 and 1: the first is clipped (no gradient), the second has dL/dlogp = 1.
     logp = torch.tensor([math.log(1.5), 0.0], requires_grad=True)
     one = torch.ones(2)
-    loss, sums = policy_loss(logp, torch.zeros(2), torch.tensor([1.0, -1.0]), one, one.bool(), 0.2, 0.2)
+    loss, sums = policy_loss(LossInputs(logp, torch.zeros(2), torch.tensor([1.0, -1.0]), one, one.bool()), 0.2, 0.2)
     loss.backward()
     print(f"loss {loss.item():+.4f} (by hand -1.2 + 1 = -0.2), gradient {logp.grad.tolist()} (by hand [0, 1]), "
           f"clipped {int(sums['clipped'])} (by hand 1)")
@@ -478,14 +477,6 @@ def check() -> bool:
     return ok
 
 
-def main() -> None:
-    """Checks; then, if this file lies in its repository, the benchmark, which takes the arguments."""
+if __name__ == "__main__":
     if not check():
         raise SystemExit("error: the checks above failed")
-    benchmark = Path(__file__).resolve().parent / "tests" / "benchmark_logprob.py"
-    if benchmark.exists():
-        runpy.run_path(str(benchmark), run_name="__main__")
-
-
-if __name__ == "__main__":
-    main()

@@ -3,35 +3,32 @@
 Stage 1 draws K samples per query.  If every verdict of a query is negative, stage 2 draws one retry per
 negative: the policy then sees the query, its own failed response and the mistake report on it.
 
-An engine can `generate(requests)`, `load_weights(iterator)`, `sleep()` and `wake()`.  `HFEngine`
-runs any transformers Qwen-VL model in process: it is the laptop's engine and the oracle for faster ones.
-`VLLMEngine` is the fast one; it also takes single samples while others are running (`add`, `step`), so that
-`two_stages` can run both stages and the judge as one continuous batch.
+`Engine` lists what an engine must do.  `HFEngine` runs any transformers Qwen-VL model in process: it is the
+laptop's engine and the oracle for faster ones.  `VLLMEngine` is the fast one; it also takes single samples while
+others are running, so that `two_stages` can run both stages and the judge as one continuous batch.
 
 Every request carries its own seeds, made from (run seed, step, query, stage, member) by a stable hash: a
 sample can be drawn again without replaying the run, and does not depend on what else is in the batch.
 
-    python sampler.py --model assets/toy --image PICTURE.png --question "how many red plus blue ?" [--vllm]
+    python sampler.py MODEL QUESTION [PICTURE ...]        samples a few answers to one question
 """
 
-import argparse
 import hashlib
 import math
 import os
+import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import Enum
-from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 from queue import SimpleQueue
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
-from data import Processor, Prompt, Query, fill_prompt, read_prompt
+from data import Processor, Prompt, Query
 
 
 class SampleStatus(str, Enum):
@@ -59,6 +56,26 @@ class Request:
     seeds: list[int]
 
 
+@dataclass
+class Rollout:
+    """What happens to one query in one step, filled in from top to bottom.  `_G` lists run over group members."""
+
+    query: Query
+    prompt: Prompt
+    name: str                                                       # keys its seeds: unique within a step
+    samples_G: list[Sample] = field(default_factory=list)           # stage 1
+    verdicts_G: list = field(default_factory=list)                  # reward.Verdict of each
+    retries_G: list[Sample] = field(default_factory=list)           # stage 2, if any: retry k answers sample k
+    retry_verdicts_G: list = field(default_factory=list)
+    kept_G: list[bool] = field(default_factory=list)                # verified and independent: rolled back
+    group: Any = None                                               # grpo.Group: what is trained on
+
+    @property
+    def hard(self) -> bool:
+        """Every verdict is there and negative: a failed judge must not look like a hard query."""
+        return all(v.reward is not None and not v.correct for v in self.verdicts_G)
+
+
 def seed_of(*key) -> int:
     """Stable 63-bit seed of a key; Python's own hash() is salted per process.
 
@@ -69,42 +86,111 @@ def seed_of(*key) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
+class Engine(Protocol):
+    """What the loop asks of an engine; HFEngine is the shortest example.  One that also has add(), step(), busy and
+    abort(), as VLLMEngine, can run both stages and the judge as one continuous batch: two_stages()."""
+
+    processor: Processor
+    replica: int                  # this process samples queries[replica::replicas]
+    replicas: int
+    leader: bool                  # the one process of a replica that asks judges (tensor parallel has several)
+
+    def generate(self, requests: list[Request], temperature: float | None = None) -> list[list[Sample]]:
+        """len(seeds) samples for each request, in order.  Temperature 0 is greedy, None the engine's own; top_p is 1:
+        on-policy training needs it."""
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """New weights under their transformers names; whatever the old ones computed is forgotten."""
+
+    def share(self, value):
+        """The leader's value, on all processes of the replica."""
+
+    def sleep(self) -> None:
+        """Gives the GPU's memory to the trainer, until wake() or new weights."""
+
+    def wake(self) -> None: ...
+
+
 # ---------------------------------------------------------------------------------------------- the two stages
 # Axis letters: _P query (prompt) of the batch, _G member of its group, _T token.
 
-def retry_template(file: str | Path = "") -> str:
-    """The second user turn of stage 2 as a template: what is said with a {report}, a line "---", what is said without."""
-    return read_prompt(file or Path(__file__).resolve().parent / "prompts" / "retry.txt", ("report",), ("report",))
+def sample(engine: Engine, rollouts_P: list[Rollout], group_size: int, seed_key: tuple) -> None:
+    """Stage 1: fills samples_G with K samples of each query."""
+    samples_P_G = engine.generate([
+        Request(r.prompt, [seed_of(*seed_key, r.name, "stage1", k) for k in range(group_size)]) for r in rollouts_P])
+    for rollout, samples_G in zip(rollouts_P, samples_P_G, strict=True):
+        rollout.samples_G = samples_G
 
 
-def retry_message(report: str, template: str) -> str:
-    """Without a report (none was written, or the ablation) the second part of the template: a plain request."""
-    with_report, without = template.split("\n---\n")
-    return fill_prompt(with_report, report=report.strip()) if report else without.strip()
-
-
-def stage1(engine, prompts_P: list[Prompt], ids_P: list[str], group_size: int, seed_key: tuple) -> list[list[Sample]]:
-    """K samples for each prompt -> samples_P_G."""
-    return engine.generate([
-        Request(prompt, [seed_of(*seed_key, query_id, "stage1", k) for k in range(group_size)])
-        for prompt, query_id in zip(prompts_P, ids_P)])
-
-
-def stage2(engine, processor: Processor, prompts_P: list[Prompt], ids_P: list[str], failed_P_G: list[list[Sample]],
-           reports_P_G: list[list[str]], seed_key: tuple) -> list[list[Sample]]:
-    """One retry per failed sample, in the context (query, failed response, report) -> retries_P_G."""
-    requests, sizes = [], []
-    for prompt, query_id, failed_G, reports_G in zip(prompts_P, ids_P, failed_P_G, reports_P_G, strict=True):
-        sizes.append(len(failed_G))
-        for k, (failed, report) in enumerate(zip(failed_G, reports_G, strict=True)):
-            requests.append(Request(processor.follow_up(prompt, failed.ids, retry_message(report)),
-                                    [seed_of(*seed_key, query_id, "stage2", k)]))
+def resample(engine: Engine, rollouts_P: list[Rollout], messages_P_G: list[list[str]], seed_key: tuple) -> None:
+    """Stage 2: fills retries_G with one retry per message, in the context (query, failed response, message)."""
+    requests = [Request(engine.processor.follow_up(r.prompt, failed.ids, message),
+                        [seed_of(*seed_key, r.name, "stage2", k)])
+                for r, messages_G in zip(rollouts_P, messages_P_G, strict=True)
+                for k, (failed, message) in enumerate(zip(r.samples_G, messages_G, strict=True))]
     retries = iter(engine.generate(requests))
-    retries_P_G = [[next(retries)[0] for _ in range(size)] for size in sizes]
-    for retries_G in retries_P_G:
-        for retry in retries_G:
-            retry.stage = 2
-    return retries_P_G
+    for rollout, messages_G in zip(rollouts_P, messages_P_G, strict=True):
+        rollout.retries_G = [replace(next(retries)[0], stage=2) for _ in messages_G]
+
+
+def two_stages(engine, rollouts_P: list[Rollout], group_size: int, seed_key: tuple, judge: Callable,
+               retry_messages: Callable[[Rollout], list[str]], workers: int = 32) -> None:
+    """Both stages and their verdicts as ONE running batch: fills samples_G, verdicts_G, retries_G, retry_verdicts_G.
+
+    A response is judged while others are still being written, and a group's retries join the batch with its last
+    verdict.  The seeds are those of sample() and resample(), so are the samples.
+
+    judge(query, text) -> verdict           in one of `workers` threads of the leader; exceptions end it on all ranks
+    retry_messages(rollout) -> messages     one per member, or []: no stage 2 for this group
+    """
+    samples, verdicts = {}, {}                          # by key (stage, p, k)
+    pending, judged, steps = set(), SimpleQueue(), 0    # without verdict; (key, future) of those that have one
+
+    def add(stage: int, p: int, k: int, prompt: Prompt) -> None:
+        engine.add((stage, p, k), prompt, seed_of(*seed_key, rollouts_P[p].name, f"stage{stage}", k))
+
+    def new_verdicts() -> list[tuple]:
+        """(key, verdict) of all judged since.  If the engine has nothing to do it waits for one."""
+        done = [] if engine.busy else [judged.get()]
+        while not judged.empty():
+            done.append(judged.get())
+        return [(key, future.result()) for key, future in done]
+
+    def of_group(found: dict, stage: int, p: int) -> list:
+        return [found[stage, p, k] for k in range(group_size) if (stage, p, k) in found]
+
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for p, rollout in enumerate(rollouts_P):
+            for k in range(group_size):
+                add(1, p, k, rollout.prompt)
+        while engine.busy or pending:
+            if engine.busy:
+                steps += 1
+                for key, drawn in engine.step():
+                    samples[key] = replace(drawn, stage=key[0])
+                    pending.add(key)
+                    if engine.leader:
+                        pool.submit(judge, rollouts_P[key[1]].query, drawn.text).add_done_callback(
+                            lambda future, key=key: judged.put((key, future)))
+            # All ranks of a replica must add the same requests before the same step: the leader's list decides.
+            # Every 8th step: soon enough against a judge's seconds, rare enough to cost nothing.
+            if not pending or engine.busy and steps % 8:
+                continue
+            for key, verdict in on_leader(engine, new_verdicts):
+                verdicts[key] = verdict
+                pending.remove(key)
+                stage, p, _ = key
+                rollout, verdicts_G = rollouts_P[p], of_group(verdicts, 1, p)
+                if stage == 1 and len(verdicts_G) == group_size:
+                    rollout.samples_G, rollout.verdicts_G = of_group(samples, 1, p), verdicts_G
+                    for k, message in enumerate(retry_messages(rollout)):
+                        add(2, p, k, engine.processor.follow_up(rollout.prompt, rollout.samples_G[k].ids, message))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        engine.abort()                                  # after an error; else there is nothing left
+    for p, rollout in enumerate(rollouts_P):
+        rollout.retries_G, rollout.retry_verdicts_G = of_group(samples, 2, p), of_group(verdicts, 2, p)
 
 
 def on_leader(engine, work: Callable):
@@ -121,99 +207,9 @@ def on_leader(engine, work: Callable):
     return value
 
 
-def two_stages(engine, processor: Processor, prompts_P: list[Prompt], ids_P: list[str], group_size: int,
-               seed_key: tuple, judge: Callable, retry_reports: Callable, workers: int = 32) -> tuple:
-    """Both stages as ONE running batch -> (samples_P_G, verdicts_P_G, retries_P_G, retry_verdicts_P_G).
-
-    A response is judged while others are still being written, and a group's retries join the batch with its last
-    verdict.  The seeds are those of stage1() and stage2(), so are the samples.
-
-    judge(p, sample) -> verdict             in one of `workers` threads of the leader; exceptions end it on all ranks
-    retry_reports(verdicts_G) -> reports    one text per member, or None: no stage 2 for this group
-    """
-    samples, verdicts = {}, {}                          # by key (stage, p, k)
-    pending, judged, steps = set(), SimpleQueue(), 0    # without verdict; (key, future) of those that have one
-
-    def add(stage: int, p: int, k: int, prompt: Prompt) -> None:
-        engine.add((stage, p, k), prompt, seed_of(*seed_key, ids_P[p], f"stage{stage}", k))
-
-    def news() -> list[tuple]:
-        """(key, verdict) of all judged since.  If the engine has nothing to do it waits for one."""
-        done = [] if engine.busy else [judged.get()]
-        while not judged.empty():
-            done.append(judged.get())
-        return [(key, future.result()) for key, future in done]
-
-    pool = ThreadPoolExecutor(workers)
-    try:
-        for p, prompt in enumerate(prompts_P):
-            for k in range(group_size):
-                add(1, p, k, prompt)
-        while engine.busy or pending:
-            if engine.busy:
-                steps += 1
-                for key, sample in engine.step():
-                    samples[key], sample.stage = sample, key[0]
-                    pending.add(key)
-                    if engine.leader:
-                        pool.submit(judge, key[1], sample).add_done_callback(
-                            lambda future, key=key: judged.put((key, future)))
-            # All ranks of a replica must add the same requests before the same step: the leader's list decides.
-            # Every 8th step: soon enough against a judge's seconds, rare enough to cost nothing.
-            if not pending or engine.busy and steps % 8:
-                continue
-            for key, verdict in on_leader(engine, news):
-                verdicts[key] = verdict
-                pending.remove(key)
-                stage, p, _ = key
-                verdicts_G = [verdicts[1, p, k] for k in range(group_size) if (1, p, k) in verdicts]
-                if stage == 1 and len(verdicts_G) == group_size:
-                    for k, report in enumerate(retry_reports(verdicts_G) or []):
-                        add(2, p, k, processor.follow_up(prompts_P[p], samples[1, p, k].ids, retry_message(report)))
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        engine.abort()                                  # after an error; else there is nothing left
-
-    def grouped(found: dict, stage: int) -> list[list]:
-        return [[found[stage, p, k] for k in range(group_size) if (stage, p, k) in found] for p in range(len(ids_P))]
-
-    return grouped(samples, 1), grouped(verdicts, 1), grouped(samples, 2), grouped(verdicts, 2)
-
-
 # ----------------------------------------------------------------------------------------------------- engines
-# What the training loop asks besides: `replica` of `replicas`, the share of the queries that this process samples;
-# `leader` and `share(value)`, for what only one process of a replica may do.
-
 def too_long() -> Sample:
     return Sample([], [], SampleStatus.TOO_LONG, "")
-
-
-class Engine(Protocol):
-    """What the loop asks of an engine; HFEngine is the shortest example.
-
-    The first five are all that sampling stage by stage needs.  With add() ... abort() as well (VLLMEngine) both stages
-    and the judge can run as one continuous batch, see two_stages().
-    """
-
-    processor: Processor
-    replica: int                     # which share of the queries this process samples, of how many shares:
-    replicas: int                    # queries[replica::replicas]
-    leader: bool                     # the one process of a replica that may ask a judge (others: tensor parallel)
-
-    def generate(self, requests: list[Request], temperature: float | None = None) -> list[list[Sample]]:
-        """len(seeds) samples for each request, in order.  Temperature 0 is greedy, None the engine's own; top_p is 1.
-        A sample's ids end with EOS or are TRUNCATED; its log-probs are those it was drawn with."""
-
-    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """New weights under their transformers names; whatever was computed with the old ones is forgotten."""
-
-    def share(self, value):
-        """The leader's value, on all processes of the replica."""
-
-    def sleep(self) -> None:
-        """Gives the GPU's memory to the trainer, until wake() or the next generate()."""
-
-    def wake(self) -> None: ...
 
 
 class HFEngine:
@@ -244,7 +240,6 @@ class HFEngine:
     def wake(self) -> None: ...
 
     def generate(self, requests: list[Request], temperature: float | None = None) -> list[list[Sample]]:
-        """Samples for each request, in order.  Temperature 0 is greedy; top_p is 1 (on-policy training needs it)."""
         temperature = self.temperature if temperature is None else temperature
         limit = self.model.config.text_config.max_position_embeddings - self.max_new_tokens
         out, batch, rows = [], [], 0
@@ -446,7 +441,6 @@ class VLLMEngine:
         return out
 
     def generate(self, requests: list[Request], temperature: float | None = None) -> list[list[Sample]]:
-        """Samples for each request, in order.  Temperature 0 is greedy; top_p is 1 (on-policy training needs it)."""
         if self.busy:
             raise RuntimeError("generate() while samples of add() are running")
         samples = {}
@@ -517,27 +511,17 @@ class VLLMEngine:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Sample a few answers to one question.")
-    parser.add_argument("--model", default="assets/toy")
-    parser.add_argument("--image", action="append", default=[])
-    parser.add_argument("--question", required=True)
-    parser.add_argument("--n", type=int, default=4)
-    parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--max_new_tokens", type=int, default=64)
-    parser.add_argument("--vllm", action="store_true")
-    args = parser.parse_args()
+    """Four samples of a model in transformers."""
+    if len(sys.argv) < 3:
+        sys.exit("usage: python sampler.py MODEL QUESTION [PICTURE ...]")
     from transformers import AutoModelForImageTextToText
 
-    processor = Processor(args.model)
-    if args.vllm:
-        engine = VLLMEngine(args.model, processor, args.temperature, args.max_new_tokens)
-    else:
-        model = AutoModelForImageTextToText.from_pretrained(args.model, dtype=torch.float32)
-        engine = HFEngine(model, processor, args.temperature, args.max_new_tokens)
-    query = Query("command line", args.image, args.question, "-", "-")
-    request = Request(processor.prompt(query), [seed_of("command line", k) for k in range(args.n)])
-    for sample in engine.generate([request])[0]:
-        print(f"{np.sum(sample.logprobs):8.2f}  {sample.status.value:9s}  {sample.text}")
+    processor = Processor(sys.argv[1])
+    engine = HFEngine(AutoModelForImageTextToText.from_pretrained(sys.argv[1], dtype=torch.float32), processor,
+                      max_new_tokens=256)
+    prompt = processor.prompt(Query("command line", sys.argv[3:], sys.argv[2], "-", "-"))
+    for drawn in engine.generate([Request(prompt, [seed_of("command line", k) for k in range(4)])])[0]:
+        print(f"{sum(drawn.logprobs):8.2f}  {drawn.status.value:9s}  {drawn.text}")
 
 
 if __name__ == "__main__":

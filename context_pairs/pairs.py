@@ -101,12 +101,12 @@ def deal_letters(pairs: list[ContextPair], seed: int) -> list[ContextPair]:
     return [replace(p, letter=letters.get(p.id, p.letter)) for p in pairs]
 
 
-def turned(pair: ContextPair) -> ContextPair:
+def swap_options(pair: ContextPair) -> ContextPair:
     """The same pair with its contexts in the other order."""
     return replace(pair, letter="B" if pair.letter == "A" else "A")
 
 
-def as_query(pair: ContextPair) -> Query:
+def query_of_pair(pair: ContextPair) -> Query:
     """What the policy is asked; the reference is the letter, and no judge is needed to compare it.  (Its id is not the
     pair's: a builder takes that from a query, which may be trained on as well.)"""
     ordered = (pair.supporting, pair.confounding) if pair.letter == "A" else (pair.confounding, pair.supporting)
@@ -266,12 +266,12 @@ def save_pairs(pairs: Iterable[ContextPair], path: str | Path) -> int:
     return count
 
 
-def usable(pairs: list[ContextPair], processor, longest: int) -> list[ContextPair]:
+def drop_unaskable(pairs: list[ContextPair], processor, longest: int) -> list[ContextPair]:
     """Pairs that this model can be asked: no special token in their texts, and no text of more than `longest` tokens.
     The others are counted and named.  (An image is bounded by its number of pixels.)"""
     kept, bad = [], []
     for pair in pairs:
-        query = as_query(pair)
+        query = query_of_pair(pair)
         try:
             processor.check(query)
             tokens = len(processor.tokenizer(query.question)["input_ids"])
@@ -281,7 +281,7 @@ def usable(pairs: list[ContextPair], processor, longest: int) -> list[ContextPai
         except DataError as error:
             bad.append(str(error))
     if not kept:
-        raise DataError(f"no usable context pair, the first: {bad[0]}")
+        raise DataError(f"no drop_unaskable context pair, the first: {bad[0]}")
     if bad and os.environ.get("RANK", "0") == "0":
         print(*(f"skipped {problem}" for problem in bad[:REPORTED]),
               f"{len(bad)} context pairs skipped, {len(kept)} kept", sep="\n", file=sys.stderr)
@@ -300,7 +300,7 @@ def show(source: str) -> None:
     kinds, letters = Counter(p.kind for p in pairs), Counter(p.letter for p in pairs)
     print(f"{len(pairs)} context pairs ({', '.join(f'{n} {kind}' for kind, n in sorted(kinds.items()))}), "
           f"right option: A {letters['A']}, B {letters['B']}")
-    print(as_query(pairs[0]).question)
+    print(query_of_pair(pairs[0]).question)
     sys.exit(2 if broken else 0)
 
 

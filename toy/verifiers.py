@@ -42,6 +42,9 @@ class ToyVerifier:
     def judge_one(self, query: Query, text: str) -> Verdict:
         return self.judge_facts(query.facts, text)
 
+    def metrics(self) -> dict[str, float]:
+        return {}
+
     def judge_facts(self, facts: dict, text: str) -> Verdict:
         answer = boxed_answer(text)
         steps = [s.strip() for s in re.sub(r"\\boxed\{[^{}]*\}", "", text).split(";") if s.strip()]

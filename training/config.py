@@ -1,7 +1,7 @@
 """Every setting of a run, flat; what depends on the method is filled in, and what cannot work is refused in one line.
 
     python contextrl.py --help              lists them
-    python contextrl.py FILE.json --steps 9 reads a JSON file with the same names (paper.json, or a run's config.json);
+    python contextrl.py FILE.json --steps 9 reads a JSON file with the same names (settings/paper.json, or a run's config.json);
                                             flags win over the file
 """
 
@@ -14,24 +14,22 @@ from typing import Literal
 
 import torch
 
+from data import DataError
 from policy import UpdateSettings
-
-
-class UsageError(ValueError):
-    """Settings or input that cannot work; the message is one line."""
+from tools.programs import first_line
 
 
 def setting(default, text: str):
     return field(default=default, metadata={"help": text})
 
 
-LEAST = {"steps": 1, "stop_after": 0, "queries_per_step": 1, "group_size": 2, "max_new_tokens": 1, "max_context": 2,
+MINIMUM = {"steps": 1, "stop_after": 0, "queries_per_step": 1, "group_size": 2, "max_new_tokens": 1, "max_context": 2,
          "tensor_parallel": 1, "judge_concurrency": 1, "max_pixels": 4096,
          "seed": 0, "warmup_steps": 0, "min_lr_ratio": 0, "weight_decay": 0, "minibatches": 1, "micro_batch_tokens": 1,
          "kl_coef": 0, "context_weight": 0, "context_batch": 1, "refill_rounds": 1, "overlong_buffer": 1,
          "eval_every": 0, "save_every": 1}
-ABOVE_ZERO = ("temperature", "learning_rate", "max_grad_norm", "clip_high", "mismatch_cap", "engine_memory",
-              "judge_timeout", "context_limit")
+POSITIVE = ("temperature", "learning_rate", "max_grad_norm", "clip_high", "mismatch_cap", "engine_memory",
+              "judge_timeout")
 
 
 @dataclass
@@ -39,13 +37,14 @@ class Config:
     """Every setting, flat."""
 
     method: Literal["contextrl", "grpo", "dapo", "sft"] = setting("contextrl", "what to train with")
-    model: str = setting("assets/toy", "start policy: Hugging Face checkpoint folder or hub id")
-    data: str = setting("toy", "training queries: a JSONL file, a folder or data set id in the shape of FineVision "
-                              "(data.py), or 'toy' for the built-in world")
+    model: str = setting("", "start policy: Hugging Face checkpoint folder or hub id; empty: the built-in world's")
+    data: str = setting("", "training queries: a JSONL file (data.py); empty: the built-in world")
     eval_data: str = setting("", "held-out queries, as --data; empty: the built-in world's, or none")
-    verifier: str = setting("toy", "who judges: 'toy' (the built-in world's exact verifier), one or more URLs of "
-                                   "OpenAI-compatible servers (commas between), a model to run in process, or 'rule' "
-                                   "(the final answer alone, no judge)")
+    verifier: str = setting("", "who judges: one or more URLs of OpenAI-compatible servers (commas between), a model to "
+                                "run in process, 'rule' (the final answer alone, no judge), or a file of yours, NAME.py "
+                                "(judges/custom.py); empty: the built-in world's exact verifier")
+    judge_prompt: str = setting("", "template of what the judge reads, see prompts/; empty: judge_<verifier_context>.txt")
+    retry_prompt: str = setting("", "template of what stage 2 says, see prompts/; empty: retry.txt")
     judge_model: str = setting("", "name of the model at the URL; empty: the one that is served")
     judge_concurrency: int = setting(32, "judge calls under way at once, per rank")
     judge_timeout: float = setting(120.0, "seconds for one try of a judge call")
@@ -73,7 +72,6 @@ class Config:
     report: bool = setting(True, "show the mistake report in stage 2; without: only that the try was wrong")
     mixed_scale: float = setting(0.5, "λ in (0, 1]: scales all advantages of a mixed group; 1 switches it off")
     selective_kl: bool = setting(True, "rolled-back members pay no KL")
-    stage2_old_logprob: bool = setting(False, "TRAP, for study: old log-prob from the stage-2 prompt")
 
     learning_rate: float = setting(1.5e-4, "peak learning rate")
     warmup_steps: int = setting(3, "linear warm-up")
@@ -96,13 +94,10 @@ class Config:
     refill_rounds: int = setting(3, "DAPO: at most this many sampling rounds to fill a batch")
     overlong_buffer: int = setting(8, "DAPO: soft length penalty over the last tokens before max_new_tokens")
 
-    context_pairs: str = setting("", "context pairs (pairs.py): a file, folder or data set id, or 'toy'; empty: none")
+    context_pairs: str = setting("", "context pairs (context_pairs/): a file, folder or data set id, or 'toy'; empty: "
+                                     "none")
     context_weight: float = setting(0.005, "weight of their auxiliary loss (arXiv 2606.17053: 0.001 to 0.005)")
     context_batch: int = setting(32, "context pairs per optimiser step")
-    context_limit: float = setting(5.0, "c: margins between the letters are clipped to +-c")
-    context_hard: bool = setting(True, "clip on both sides, as published; without: a margin below -c still learns")
-    context_as_data: bool = setting(False, "CONTROL: no auxiliary loss; the pairs become ordinary queries, 1 for the "
-                                           "right letter")
 
     eval_every: int = setting(15, "steps between evaluations (T = 1); 0: only at the start and the end")
     save_every: int = setting(30, "steps between checkpoints; one is always written at the end")
@@ -118,14 +113,12 @@ class Config:
         self.kl_coef = self.kl_coef if self.kl_coef is not None else (0.0 if dapo or sft else 0.01)
         self.token_mean = self.token_mean if self.token_mean is not None else (dapo or sft)
         self.stage2 = self.stage2 and self.method == "contextrl"
-        in_process = self.verifier not in ("toy", "rule") and "://" not in self.verifier
-        self.barrier = self.barrier or in_process         # policy and judge take turns on the GPU
-        for name, least in LEAST.items():
+        for name, least in MINIMUM.items():
             if not least <= getattr(self, name) < math.inf:
-                raise UsageError(f"--{name} must be at least {least}, not {getattr(self, name)}")
-        for name in ABOVE_ZERO:
+                raise DataError(f"--{name} must be at least {least}, not {getattr(self, name)}")
+        for name in POSITIVE:
             if not 0 < getattr(self, name) < math.inf:
-                raise UsageError(f"--{name} must be above 0, not {getattr(self, name)}")
+                raise DataError(f"--{name} must be above 0, not {getattr(self, name)}")
         for bad, message in [
             (not 0 < self.mixed_scale <= 1, f"--mixed_scale (λ) must be in (0, 1], not {self.mixed_scale}"),
             (not 0 < self.clip_low < 1, f"--clip_low must be in (0, 1), not {self.clip_low}"),
@@ -135,11 +128,8 @@ class Config:
             (self.device == "cuda" and not torch.cuda.is_available(), "--device cuda: no CUDA device is available"),
             (self.engine_memory >= 1, f"--engine_memory must be below 1, not {self.engine_memory}"),
             (not 0 <= self.judge_max_failed < 1, f"--judge_max_failed must be in [0, 1), not {self.judge_max_failed}"),
-            (self.engine != "vllm" and in_process,
-             f"--verifier {self.verifier}: neither 'toy' nor a URL, and a model in process needs --engine vllm"),
             (self.verifier == "rule" and self.verifier_context != "answer",
              "--verifier rule sees nothing but the answer: --verifier_context answer"),
-            (in_process and self.tensor_parallel > 1, "a judge in process needs --tensor_parallel 1"),
             (self.engine != "vllm" and self.tensor_parallel > 1, "--tensor_parallel needs --engine vllm"),
             (self.engine == "vllm" and not find_spec("vllm"), "--engine vllm: vllm is not installed"),
             (self.max_context <= self.max_new_tokens and self.engine == "vllm",
@@ -147,16 +137,14 @@ class Config:
             (self.attention == "flex" and not self.on_cuda(), "--attention flex has no backward pass on a CPU"),
             (self.dtype == "bfloat16" and not self.on_cuda(), "--dtype bfloat16 needs CUDA"),
             (self.offload_reference and not self.on_cuda(), "--offload_reference needs CUDA"),
-            (self.context_as_data and not self.context_pairs, "--context_as_data needs --context_pairs"),
-            (self.rollout_only and bool(self.context_pairs) and not self.context_as_data,
-             "--rollout_only trains nothing: no --context_pairs"),
+            (self.rollout_only and bool(self.context_pairs), "--rollout_only trains nothing: no --context_pairs"),
             (self.resume and not self.output_dir, "--resume needs --output_dir"),
             (self.resume and not Path(self.output_dir).is_dir(), f"--resume: no run folder {self.output_dir}"),
             (bool(self.rollouts_from) and not Path(self.rollouts_from).is_file(),
              f"--rollouts_from: no such file {self.rollouts_from}"),
         ]:
             if bad:
-                raise UsageError(message)
+                raise DataError(message)
         return self
 
     def on_cuda(self) -> bool:
@@ -174,22 +162,18 @@ def read_config(arguments: list[str]) -> Config:
     parser = HfArgumentParser(Config, description=__doc__.split("\n\n")[0], allow_abbrev=False)
 
     def refuse(message: str):
-        raise UsageError(message)
+        raise DataError(message)
     parser.error = refuse                                   # one line instead of a page of usage
     if arguments and arguments[0].endswith(".json"):
         try:
             settings = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise UsageError(f"cannot read settings from {arguments[0]}: {first_line(error)}") from None
+            raise DataError(f"cannot read settings from {arguments[0]}: {first_line(error)}") from None
         if not isinstance(settings, dict):
-            raise UsageError(f"cannot read settings from {arguments[0]}: not a JSON object")
+            raise DataError(f"cannot read settings from {arguments[0]}: not a JSON object")
         given = {name: value for name, value in settings.items() if value is not None}
         arguments = [word for name, value in given.items() for word in (f"--{name}", str(value))] + arguments[1:]
     try:
         return parser.parse_args_into_dataclasses(arguments)[0].resolve()
     except ValueError as error:
-        raise UsageError(first_line(error)) from None
-
-
-def first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip()
+        raise DataError(first_line(error)) from None

@@ -4,41 +4,31 @@ The one file that knows what a name means.  No name is the built-in world (toy/)
 something with :// is a server; NAME.py is a function of yours; anything else is a checkpoint folder or a hub id.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from safetensors import SafetensorError
 
 import toy
-from context_pairs.pairs import ContextPair, deal_letters, load_pairs
-from data import DataError, Processor, Query, load_queries
+from context_pairs.pairs import ContextPair, deal_letters, drop_unaskable, load_pairs
+from data import DataError, Processor, Query, load_queries, retry_template
 from judges.custom import FunctionVerifier
 from judges.local import LocalChat
 from judges.rule import RuleFirst, RuleVerifier
 from judges.server import OpenAIChat
-from policy import load_model
+from policy import Policy, load_model
 from reward import Verifier, VerifierLike
-from sampler import HFEngine, VLLMEngine, retry_template
-from tools.programs import first_line
+from sampler import HFEngine, VLLMEngine
+from training.checkpoint import load_checkpoint, loading, model_fingerprint
+from training.config import Config
+from training.rollouts import read_rollouts
+from training.run_folder import RunFolder
 
 BUILT_IN = ("", "toy")
 RULE = RuleVerifier()
 
 
 # ------------------------------------------------------------------------------------------------------- models
-
-@contextmanager
-def loading(what: str) -> Iterator[None]:
-    """Whatever transformers raises on a folder that is not a complete checkpoint of a vision-language model: one line."""
-    try:
-        yield
-    except DataError:
-        raise
-    except (OSError, ValueError, RuntimeError, AttributeError, KeyError, TypeError, ImportError,
-            SafetensorError) as error:
-        raise DataError(f"cannot load {what}: {first_line(error)}") from None
-
 
 def model_path(name: str) -> str:
     return toy.CHECKPOINT if name in BUILT_IN else name
@@ -48,19 +38,6 @@ def load_processor(model: str, max_pixels: int | None = None) -> Processor:
     path = model_path(model)
     with loading(f"model {path}"):
         return Processor(path, max_pixels)
-
-
-def model_fingerprint(model: str) -> str:
-    """The architecture of a checkpoint as one string: a run is only resumed with the model it was started with."""
-    from transformers import AutoConfig
-
-    with loading(f"model {model}"):
-        config = AutoConfig.from_pretrained(model).to_dict()                    # a folder or a hub id
-    text, vision = config.get("text_config", {}), config.get("vision_config", {})
-    return ", ".join(f"{k}={v}" for k, v in [
-        ("type", config.get("model_type")), ("hidden", text.get("hidden_size")),
-        ("layers", text.get("num_hidden_layers")), ("vocab", text.get("vocab_size")),
-        ("vision_depth", vision.get("depth")), ("vision_hidden", vision.get("hidden_size"))])
 
 
 def open_engine(model: str, kind: str = "hf", max_new_tokens: int = 32, temperature: float = 1.0,
@@ -147,6 +124,122 @@ def open_verifier(name: str, context: str, queries: Sequence[Query], judge_model
 
 def start_judge(verifier: VerifierLike, engine) -> None:
     """Starts a judge that runs beside the policy's engine and takes turns with it; others are at work already."""
-    chat = getattr(getattr(verifier, "verifier", verifier), "chat", None)
-    if isinstance(chat, LocalChat):
-        chat.start(engine)
+    if takes_turns(verifier):
+        of_model(verifier).chat.start(engine)
+
+
+def takes_turns(verifier: VerifierLike | None) -> bool:
+    """Whether the judge needs the GPU for itself: then stage 1, its verdicts, and stage 2 come one after the other."""
+    return isinstance(of_model(verifier), Verifier) and isinstance(of_model(verifier).chat, LocalChat)
+
+
+def of_model(verifier):
+    """The verifier that asks a judge, if there is one inside."""
+    return verifier.verifier if isinstance(verifier, RuleFirst) else verifier
+
+
+# ------------------------------------------------------------------------------------------------- all of a run
+
+@dataclass
+class Parts:
+    """Everything that a run is made of."""
+
+    config: Config
+    run: RunFolder
+    queries: list[Query]                     # to train on
+    heldout: list[Query]
+    pairs: list[ContextPair]                 # of the auxiliary loss; [] without
+    recorded: dict[int, list[dict]]          # step -> rows of --rollouts_from; {} without
+    retry_template: str                      # the words of stage 2
+    processor: Processor
+    policy: Policy
+    engine: HFEngine | VLLMEngine | None     # None: nothing is sampled; then there is no verifier either
+    verifier: VerifierLike | None
+    exact_verifier: VerifierLike | None      # of evaluation: always the full solution, and exact where that exists
+
+
+def assemble(config: Config, run: RunFolder, device: str) -> Parts:
+    """All parts of a run.  What can be wrong is found out before anything large is loaded, and before the run folder
+    is made."""
+    check_verifier_settings(config)
+    queries, heldout = load_train(config.data), load_heldout(config.eval_data, config.data)
+    pairs = load_context_pairs(config.context_pairs, config.seed)
+    recorded = read_rollouts(config.rollouts_from, {q.id for q in queries}, config.steps) if config.rollouts_from else {}
+    samples = bool(heldout) or not (config.method == "sft" or config.rollouts_from)
+    judged = heldout if config.method == "sft" else [*queries, *heldout]
+    verifier, exact_verifier = open_verifiers(config, run, judged) if samples else (None, None)
+    template = retry_prompt(config.retry_prompt, queries)
+    processor, policy = load_policy(config, run, device)
+    for query in [*queries, *heldout]:
+        processor.check(query)
+    if pairs:
+        processor.option_ids()                                             # or one line, before anything is sampled
+        pairs = drop_unaskable(pairs, processor, config.max_context)
+    engine = None
+    if samples:
+        engine = policy_engine(config, processor, policy)
+        start_judge(verifier, engine)
+    run.open(config)
+    return Parts(config, run, queries, heldout, pairs, recorded, template, processor, policy, engine, verifier,
+                 exact_verifier)
+
+
+def check_verifier_settings(config: Config) -> None:
+    in_process = runs_in_process(config.verifier)
+    for bad, message in [
+        (in_process and config.engine != "vllm", f"--verifier {config.verifier}: neither a URL, 'rule' nor a file "
+                                                 "NAME.py, and a model in process needs --engine vllm"),
+        (in_process and config.tensor_parallel > 1, "a judge in process needs --tensor_parallel 1"),
+        (config.verifier == "rule" and config.verifier_context != "answer",
+         "--verifier rule sees nothing but the answer: --verifier_context answer"),
+    ]:
+        if bad:
+            raise DataError(message)
+
+
+def open_verifiers(config: Config, run: RunFolder, queries: list[Query]) -> tuple[VerifierLike, VerifierLike]:
+    """-> (verifier of training, verifier of evaluation)."""
+    verifier = open_verifier(
+        config.verifier, config.verifier_context, queries, config.judge_model, config.judge_prompt, config.judge_timeout,
+        config.judge_concurrency, config.judge_max_failed, str(run.folder / f"judge-{run.rank:05d}.jsonl"),
+        config.max_context, config.engine_memory)
+    judge = of_model(verifier)
+    if isinstance(judge, Verifier):
+        run.print(f"verifier {config.verifier}: {judge.stops_after()}")
+    if is_built_in(queries):
+        return verifier, open_verifier("", "solution", queries)
+    if not isinstance(judge, Verifier) or judge.context == "solution":
+        return verifier, verifier
+    exact = Verifier(judge.chat, "solution", config.judge_concurrency, config.judge_max_failed)
+    return verifier, RuleFirst(exact) if isinstance(verifier, RuleFirst) else exact
+
+
+def load_policy(config: Config, run: RunFolder, device: str) -> tuple[Processor, Policy]:
+    """The start policy, or that of the checkpoint if the run is resumed."""
+    path, processor = model_path(config.model), load_processor(config.model, config.max_pixels)
+    with loading(f"model {path}"):
+        policy = Policy(path, processor, config.learning_rate, config.steps, config.warmup_steps, config.min_lr_ratio,
+                        config.weight_decay, config.temperature, config.kl_coef > 0, device,
+                        compute_dtype=torch.bfloat16 if config.on_cuda() and config.dtype != "float32" else None,
+                        attention=None if config.attention == "auto" else config.attention,
+                        gradient_checkpointing=config.gradient_checkpointing, freeze_vision=config.freeze_vision,
+                        offload_reference=config.offload_reference)
+    if run.checkpoint:
+        was, now = run.state()["model"], model_fingerprint(path)
+        if was != now:
+            raise DataError(f"--resume: checkpoint of another model ({was}) than {path} ({now})")
+        with loading(f"checkpoint {run.checkpoint}"):
+            load_checkpoint(policy, run.checkpoint)
+    return processor, policy
+
+
+def policy_engine(config: Config, processor: Processor, policy: Policy) -> HFEngine | VLLMEngine:
+    """Samples the policy.  Starts with its present weights: those of a checkpoint if the run is resumed."""
+    if config.engine == "vllm":
+        engine = VLLMEngine(policy.path, processor, config.temperature, config.max_new_tokens, config.max_context,
+                            config.tensor_parallel, config.engine_memory, dtype=str(policy.compute_dtype)[6:])
+    else:                                       # shards cannot generate: the engine then has a whole copy of its own
+        model = policy.whole_copy() if policy.sharded else policy.model
+        engine = HFEngine(model, processor, config.temperature, config.max_new_tokens)
+    engine.load_weights(policy.weights())
+    return engine
