@@ -20,14 +20,13 @@ from PIL import Image
 from safetensors.torch import load, save_file
 
 import toy
-from toy import warm_start
 from data import Processor, Query, save_queries
 from policy import Policy
 
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parent.parent
-MODEL = str(ROOT / "assets" / "toy")
+MODEL = str(ROOT / "toy" / "checkpoint")
 ALONE = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1"}
 
 

@@ -109,7 +109,7 @@ SCENE = (("red", "circle"), ("red", "square"), ("blue", "circle"), ("green", "tr
 
 
 def test_what_the_onlooker_believes():
-    believe = toy.Onlooker.believe
+    believe = toy.FallibleVerifier.believe
     facts = believe(SCENE, "how many red plus blue ?", None)
     assert (facts["nouns"], facts["counts"], facts["value"], facts["answer"]) == (["red", "blue"], [2, 1], 3, "3")
     # Its own reading of a made-up word is the misconception; a solution that states the meaning overrules it.
@@ -145,7 +145,7 @@ class NoProcessor:
     ("solution", "red 4 ; blue 1 ; plus 5 ; \\boxed{5}", True), ("solution", "looks so ; \\boxed{5}", False)])
 def test_the_onlooker_judges_through_the_same_prompt_as_any_model(context, response, correct):
     asked = Query("q", [b"picture"], "how many red plus blue ?", "red 4 ; plus 5 ; \\boxed{5}", "5")
-    verdict = Verifier(toy.Onlooker(OneView(), NoProcessor()), context).judge([asked], [response])[0]
+    verdict = Verifier(toy.FallibleVerifier(OneView(), NoProcessor()), context).judge([asked], [response])[0]
     assert (verdict.status, verdict.correct) == (VerdictStatus.JUDGED, correct)
 
 
@@ -171,7 +171,7 @@ def test_the_verifier_command_on_the_built_in_world(tmp_path):
 
 def test_labelled_responses_of_the_built_in_world():
     """Each text once per query, worked solutions too, labels those of the exact verifier."""
-    items = evaluation.toy_labelled([str(ROOT / "assets" / "toy")], [1, 2], 16, 3)
+    items = evaluation.toy_labelled([str(ROOT / "toy" / "checkpoint")], [1, 2], 16, 3)
     assert len({(q.id, text) for q, text, _ in items}) == len(items) > 16
     assert all(sound == toy.ToyVerifier().judge_one(q, text).correct for q, text, sound in items)
     assert {q.id for q, text, sound in items if sound} == {q.id for q in toy.heldout_queries(4)}

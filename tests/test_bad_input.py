@@ -21,7 +21,7 @@ import toy
 from data import DataError, save_queries
 
 ROOT = Path(__file__).resolve().parent.parent
-MODEL = ROOT / "assets" / "toy"
+MODEL = ROOT / "toy" / "checkpoint"
 ALONE = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
 
 

@@ -20,12 +20,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import contextrl
-import sampler
 import toy
-from data import Processor, batch_order, load_queries, save_queries
+from data import Processor, batch_order, load_queries, retry_message, save_queries
 from policy import Policy, Row
+from grpo import Member
 from reward import Verdict, Verifier
-from sampler import RETRY_WITH_REPORT, RETRY_WITHOUT_REPORT, HFEngine
+from sampler import HFEngine, Rollout
+from training import parts
 
 K = 4
 
@@ -85,6 +86,9 @@ class ScriptedJudge:
         second_stage = self.asked % 2 == 0
         return [self.verdict(member=i % K, query=i // K, second_stage=second_stage) for i in range(len(texts))]
 
+    def metrics(self) -> dict[str, float]:
+        return {}
+
     def verdict(self, member: int, query: int, second_stage: bool) -> Verdict:
         return Verdict.judged(member % 2 == 1 and (second_stage or query % 2 == 1), report=f"step {member} is wrong")
 
@@ -93,7 +97,7 @@ class ScriptedJudge:
 def judged_by(monkeypatch):
     """-> judged_by(make): from now on make() is the training verifier of every run."""
     def use(make):
-        monkeypatch.setattr(contextrl, "build_verifiers", lambda *_: (make(), toy.ToyVerifier()))
+        monkeypatch.setattr(parts, "open_verifiers", lambda *_: (make(), toy.ToyVerifier()))
     return use
 
 
@@ -101,7 +105,7 @@ def judged_by(monkeypatch):
 def scripted(judged_by, monkeypatch):
     """Training verdicts by script, and whatever a retry says, it is independent."""
     judged_by(ScriptedJudge)
-    monkeypatch.setattr(sampler, "is_independent", lambda text: True)
+    monkeypatch.setattr(contextrl, "is_independent", lambda text: True)
 
 
 @pytest.fixture
@@ -356,7 +360,7 @@ def test_retries_see_query_own_try_and_own_report(world, tmp_path, requests, tra
             shown = next(retries).prompt
             seen = original.ids + failed["ids"]
             assert shown.ids[:len(seen)] == seen and shown.images == original.images
-            message = RETRY_WITH_REPORT.format(report=failed["report"]) if failed["report"] else RETRY_WITHOUT_REPORT
+            message = retry_message(failed["report"], toy.RETRY_PROMPT)
             assert message in processor.decode(shown.ids[len(seen):])
             assert queries[row["query"]].solution not in processor.decode(shown.ids)
     assert any(m["report"] for row in rows for m in row["stage1"])
@@ -390,7 +394,7 @@ def test_without_reports_no_retry_is_shown_one(world, tmp_path, requests):
     assert reports and len(requests[1]) == metrics(run)[1]["retries"] > 0
     for request in requests[1]:
         shown = processor.decode(request.prompt.ids)
-        assert RETRY_WITHOUT_REPORT in shown and not any(report in shown for report in reports)
+        assert retry_message("", toy.RETRY_PROMPT) in shown and not any(report in shown for report in reports)
 
 
 def test_a_judge_that_sees_the_answer_only_pays_lucky_answers(world, tmp_path):
@@ -414,7 +418,7 @@ def test_sft_brings_the_references_closer(world, tmp_path):
 
     def loss(model: str) -> float:
         policy = Policy(str(model), processor, reference=False)
-        rows = [Row(g.prompt, g.members) for g in contextrl.reference_groups(queries, processor)]
+        rows = [Row(processor.prompt(q), [Member(processor.encode_response(q.solution), [], 1.0)]) for q in queries]
         with torch.no_grad():
             return -policy.logprobs(policy.pack(rows))[0].mean().item()
     assert loss(last_checkpoint(run)) < loss(MODEL) - 1e-3
@@ -477,7 +481,7 @@ def test_a_line_break_that_json_does_not_escape_loses_nothing(world, tmp_path, m
     queries = [replace(query, question=f"{query.question} {strange} ?") for query in toy.train_queries(size=8)]
     save_queries(queries, tmp_path / "data.jsonl")
     whole = [(query.id, query.question) for query in queries]
-    monkeypatch.setattr(contextrl, "build_data", lambda config: (queries, [], [], None))   # not from the file: below
+    monkeypatch.setattr(parts, "load_train", lambda name: queries)   # not from the file: below
     run = train(world / "train.jsonl", tmp_path / "run", steps=2, stop_after=1)
     train(world / "train.jsonl", tmp_path / "run", "--resume", steps=2)
     assert [row["step"] for row in json_rows(run / "rollouts.jsonl")] == [1] * 4 + [2] * 4

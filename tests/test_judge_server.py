@@ -56,7 +56,7 @@ def wrong(query) -> str:
     counts = [query.facts["counts"][0] + 1, *query.facts["counts"][1:]]
     value = toy.combine(query.facts["operator"], counts)
     return toy.solve(query.facts | {"counts": counts, "value": value,
-                                    "answer": toy.final(value, query.facts["threshold"])})
+                                    "answer": toy.answer_text(value, query.facts["threshold"])})
 
 
 def tries(n: int) -> tuple[list, list[str]]:

@@ -95,7 +95,7 @@ def test_every_reference_is_correct(family):
         queries = [make_query(family, i, "test", style) for i in range(100)]
         verdicts = ToyVerifier().judge(queries, [q.solution for q in queries])
         assert all(v.correct for v in verdicts)
-        assert all(toy.stated(q.solution) == q.answer and q.family == family for q in queries)
+        assert all(toy.boxed_answer(q.solution) == q.answer and q.family == family for q in queries)
 
 
 def test_the_misconceptions_of_the_warm_start_are_wrong_in_every_hard_query():
