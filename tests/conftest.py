@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load, save_file
 
 import toy
+from toy import warm_start
 from data import Processor, Query, save_queries
 from policy import Policy
 
