@@ -2,8 +2,9 @@
 
     python report.py RUN [RUN ...]        writes RUN/report.html (the first one's); further runs share its charts
 
-Top to bottom: read runs -> headline -> charts (SVG) -> gallery of rollouts -> page.  Standard library only.  The page
-has no script and asks the network for nothing.  Every text of a policy or a judge is untrusted: show() escapes it.
+Top to bottom: read runs -> headline -> charts (SVG) -> gallery of rollouts -> page.  Standard library only.
+The page has no script and asks the network for nothing.  Every text of a policy or a judge is untrusted:
+show() escapes it.
 """
 
 import base64
@@ -25,7 +26,7 @@ HEALTH = {"kl": ("KL", "to the start policy"), "entropy": ("Entropy", "nats per 
           "failed_verdicts": ("Failed verdicts", "left out of every mean")}
 
 
-# ------------------------------------------------------------------------------------------------- reading a run
+# ---------------------------------------------------------------------------------------------- reading a run
 
 @dataclass
 class Run:
@@ -87,7 +88,8 @@ def value(row: dict, *path: str) -> float | None:
 
 
 def show(text: str) -> str:
-    """Untrusted text as HTML: escaped, no control or direction characters, the middle cut if long, the answer boxed."""
+    """Untrusted text as HTML: escaped, no control or direction characters, the middle cut if long, the answer
+    boxed."""
     if len(text) > 1500:
         text = f"{text[:1000]} [… {len(text) - 1500} characters …] {text[-500:]}"
     plain = "".join(c if c.isprintable() or c.isspace() else "\ufffd" for c in text)
@@ -98,7 +100,7 @@ def percent(v: float | None) -> str:
     return "–" if v is None else f"{100 * v:.0f}%"
 
 
-# ------------------------------------------------------------------------------------------- headline and charts
+# ---------------------------------------------------------------------------------------- headline and charts
 
 def families_of(runs: list[Run]) -> list[str]:
     """Families in the data, from the easiest to the hardest at the start."""
@@ -178,7 +180,8 @@ def figure(title: str, note: str, marks: list[tuple], share: bool = True, size: 
 
 
 def line_chart(runs: list[Run], title: str, note: str, *path: str, share: bool = True, size: tuple = (230, 140)) -> str:
-    """All runs over steps; "" if none has the metric.  Evaluations as they are, training with a running mean."""
+    """All runs over steps; "" if none has the metric.  Evaluations as they are, training with a running
+    mean."""
     marks, held_out = [], path[0] == "eval"
     for run in runs:
         rows = [row for row in run.rows if (row.get("eval") if held_out else row["step"])]
@@ -231,7 +234,7 @@ def charts(runs: list[Run]) -> str:
         for title, intro, css, figures in sections if any(figures)) + "</main>"
 
 
-# ------------------------------------------------------------------------------------------------------- gallery
+# ---------------------------------------------------------------------------------------------------- gallery
 
 SLOTS = {"Recovered": lambda row: row["kind"] == "mixed", "Not recovered": lambda row: row["kind"] == "all_negative",
          "Right answer, wrong reasoning": lambda row: row["kind"] == "online" and traps(row),
@@ -265,14 +268,16 @@ def outcome(m: dict) -> tuple[str, str]:
 
 
 def clarity(row: dict) -> tuple:
-    """How well a person can follow a row: a wrong try whose report led to a kept retry, contrast, short texts."""
+    """How well a person can follow a row: a wrong try whose report led to a kept retry, contrast, short
+    texts."""
     members, pairs = row["stage1"] + row["stage2"], zip(row["stage1"], row["stage2"])
     told = any(retry["kept"] and m["report"] and not m["answer_right"] for m, retry in pairs)
     return bool(row["stage2"]) + told, len({outcome(m)[0] for m in members}), -max(len(m["text"]) for m in members)
 
 
 def pick_rollouts(run: Run) -> list[tuple[str, dict]]:
-    """The clearest rows, in one pass that holds only the best so far; recovered ones from all over the run."""
+    """The clearest rows, in one pass that holds only the best so far; recovered ones from all over the
+    run."""
     best, last, file = {}, max((row["step"] for row in run.rows), default=0) or 1, run.folder / "rollouts.jsonl"
     for row in json_lines(file) if file.is_file() else ():
         for slot, suits in SLOTS.items():
@@ -347,64 +352,67 @@ def gallery(run: Run) -> str:
                       f"follow, not because they are typical. {toy}</p>{cards}")
 
 
-# ---------------------------------------------------------------------------------------------------------- page
+# ------------------------------------------------------------------------------------------------------- page
 
 CSS = """
-:root { --bg:#f5f7f9; --card:#fff; --ink:#18212c; --soft:#5c6978; --line:#dfe5eb; --tint:#e3f4f2; --mixed:#0b8580;
-  --good:#2f8a3c; --bad:#c2413b; --trap:#a86200; --none:#6f7a88; --c0:#1f5fd0; --c1:#d9690b; --c2:#8b3fb5; --c3:#647385;
-  --c4:#c02d68; --c5:#3c8c2a; color-scheme:light dark; --online:color-mix(in srgb,var(--c0) 62%,var(--card));
-  --all_positive:color-mix(in srgb,var(--good) 42%,var(--card)); --too_small:var(--line);
+:root { --bg:#f5f7f9; --card:#fff; --ink:#18212c; --soft:#5c6978; --line:#dfe5eb; --tint:#e3f4f2;
+--mixed:#0b8580;
+  --good:#2f8a3c; --bad:#c2413b; --trap:#a86200; --none:#6f7a88; --c0:#1f5fd0; --c1:#d9690b; --c2:#8b3fb5;
+  --c3:#647385; --c4:#c02d68; --c5:#3c8c2a; color-scheme:light dark; --online:color-mix(in srgb,var(--c0)
+  62%,var(--card)); --all_positive:color-mix(in srgb,var(--good) 42%,var(--card)); --too_small:var(--line);
   --all_negative:color-mix(in srgb,var(--bad) 42%,var(--card)) }
 @media (prefers-color-scheme:dark) { :root { --bg:#0f141a; --card:#171e26; --ink:#e4eaf1; --soft:#94a2b2;
-  --line:#2a3541; --tint:#12312f; --mixed:#35c4bb; --good:#6cc578; --bad:#f0837b; --trap:#e8ad4c; --none:#8492a2;
-  --c0:#6ea3ff; --c1:#f79a4b; --c2:#c58be8; --c3:#a3b1c0; --c4:#f277a6; --c5:#86cc70 } }
+  --line:#2a3541; --tint:#12312f; --mixed:#35c4bb; --good:#6cc578; --bad:#f0837b; --trap:#e8ad4c;
+  --none:#8492a2; --c0:#6ea3ff; --c1:#f79a4b; --c2:#c58be8; --c3:#a3b1c0; --c4:#f277a6; --c5:#86cc70 } }
 * { box-sizing:border-box; margin:0 }
 body { background:var(--bg); color:var(--ink); font:16px/1.55 Inter,system-ui,-apple-system,"Segoe UI",sans-serif;
   max-width:1200px; margin:auto; padding:56px 32px 80px; font-variant-numeric:tabular-nums }
-h1 { font-size:44px; line-height:1.1; letter-spacing:-.025em } h2 { font-size:25px; margin:60px 0 4px }
-h3 { font-size:15px; line-height:1.35 } .lede { font-size:19px; max-width:43em; margin:14px 0 26px }
-.intro { color:var(--soft); max-width:46em; margin-bottom:16px } .note { color:var(--soft); font-size:13px }
-table, figure, article { background:var(--card); border:1px solid var(--line); border-radius:10px; padding:16px 18px }
-table { width:100%; border-spacing:0; padding:6px 18px } s, small { text-decoration:none; color:var(--soft) }
-th, td { text-align:left; padding:11px 22px 11px 0; border-top:1px solid var(--line); font-weight:400 }
-th, td { white-space:nowrap } thead th, .solo * { border:0 } .solo td { font-size:21px }
-thead th { color:var(--soft); font-size:13px; padding-bottom:5px }
-.track { position:relative; height:4px; border-radius:2px; background:var(--line); margin-top:4px; max-width:150px }
-.track i, .track b { position:absolute; height:100%; background:var(--k); opacity:.5 }
-.track b { width:10px; height:10px; margin:-3px -5px; border-radius:50%; opacity:1 }
-.chip { margin-right:14px; font-weight:600 } .chip::before { content:""; display:inline-block; width:14px; height:4px;
+h1 { font-size:44px; line-height:1.1; letter-spacing:-.025em } h2 { font-size:25px; margin:60px 0 4px } h3 {
+font-size:15px; line-height:1.35 } .lede { font-size:19px; max-width:43em; margin:14px 0 26px } .intro {
+color:var(--soft); max-width:46em; margin-bottom:16px } .note { color:var(--soft); font-size:13px } table,
+figure, article { background:var(--card); border:1px solid var(--line); border-radius:10px; padding:16px 18px
+} table { width:100%; border-spacing:0; padding:6px 18px } s, small { text-decoration:none; color:var(--soft)
+} th, td { text-align:left; padding:11px 22px 11px 0; border-top:1px solid var(--line); font-weight:400 } th,
+td { white-space:nowrap } thead th, .solo * { border:0 } .solo td { font-size:21px } thead th {
+color:var(--soft); font-size:13px; padding-bottom:5px } .track { position:relative; height:4px;
+border-radius:2px; background:var(--line); margin-top:4px; max-width:150px } .track i, .track b {
+position:absolute; height:100%; background:var(--k); opacity:.5 } .track b { width:10px; height:10px;
+margin:-3px -5px; border-radius:50%; opacity:1 } .chip { margin-right:14px; font-weight:600 } .chip::before {
+content:""; display:inline-block; width:14px; height:4px;
   border-radius:2px; background:var(--k); margin-right:8px; vertical-align:middle }
-.legend { position:sticky; top:0; z-index:1; background:var(--bg); padding:10px 0; margin:26px 0 -36px }
-.grid { display:grid; gap:14px; grid-template-columns:repeat(var(--n),minmax(0,1fr)); --n:4 }
-.three { --n:3 } .wide { grid-column:span 2; grid-row:span 2 }
-figure { display:flex; flex-direction:column } figure svg { margin-top:auto; padding-top:8px; overflow:visible }
-path { fill:none; stroke:var(--k); stroke-linecap:round } .line, .mean { stroke-width:2; stroke-linejoin:round }
-.raw { opacity:.25 } .area { fill:var(--k); stroke:none } path.rule { stroke:var(--line) } circle { fill:var(--k) }
-text { font-size:10.5px; fill:var(--soft) } .e { text-anchor:end } text.end { fill:var(--k); font-weight:600 }
-.kinds { list-style:none; padding:8px; font-size:13px; line-height:1.35; color:var(--soft) }
-.kinds li { border-left:12px solid var(--k); padding-left:10px; margin-bottom:10px; break-inside:avoid }
-.kinds b, .report b { color:var(--ink) } .kinds b { display:block }
-figure:nth-child(3) + .kinds { grid-column:1/-1; columns:200px 3 }
-article { display:grid; grid-template-columns:210px minmax(0,1fr); gap:10px 32px; margin-top:20px; padding:22px 24px }
-article header { grid-column:1/-1; display:flex; gap:12px; align-items:baseline } article h3 { font-size:18px }
-img { width:100%; border-radius:6px } .question { font-weight:650; line-height:1.35; margin:8px 0 12px }
-.question { text-wrap:balance; overflow-wrap:anywhere } .boxed { border:1.5px solid; border-radius:4px; padding:0 5px }
+.legend { position:sticky; top:0; z-index:1; background:var(--bg); padding:10px 0; margin:26px 0 -36px } .grid
+{ display:grid; gap:14px; grid-template-columns:repeat(var(--n),minmax(0,1fr)); --n:4 } .three { --n:3 } .wide
+{ grid-column:span 2; grid-row:span 2 } figure { display:flex; flex-direction:column } figure svg {
+margin-top:auto; padding-top:8px; overflow:visible } path { fill:none; stroke:var(--k); stroke-linecap:round }
+.line, .mean { stroke-width:2; stroke-linejoin:round } .raw { opacity:.25 } .area { fill:var(--k); stroke:none
+} path.rule { stroke:var(--line) } circle { fill:var(--k) } text { font-size:10.5px; fill:var(--soft) } .e {
+text-anchor:end } text.end { fill:var(--k); font-weight:600 } .kinds { list-style:none; padding:8px;
+font-size:13px; line-height:1.35; color:var(--soft) } .kinds li { border-left:12px solid var(--k);
+padding-left:10px; margin-bottom:10px; break-inside:avoid } .kinds b, .report b { color:var(--ink) } .kinds b
+{ display:block } figure:nth-child(3) + .kinds { grid-column:1/-1; columns:200px 3 } article { display:grid;
+grid-template-columns:210px minmax(0,1fr); gap:10px 32px; margin-top:20px; padding:22px 24px } article header
+{ grid-column:1/-1; display:flex; gap:12px; align-items:baseline } article h3 { font-size:18px } img {
+width:100%; border-radius:6px } .question { font-weight:650; line-height:1.35; margin:8px 0 12px } .question {
+text-wrap:balance; overflow-wrap:anywhere } .boxed { border:1.5px solid; border-radius:4px; padding:0 5px }
 .said { font:14px/1.5 ui-monospace,Menlo,Consolas,monospace; overflow-wrap:anywhere; white-space:pre-wrap }
-.head { font-size:13px; font-weight:600; margin-bottom:4px } .head i { display:inline-block; font-style:normal;
-  width:20px; line-height:20px; text-align:center; border-radius:50%; background:var(--ink); color:var(--card);
-  margin-right:8px } .mixed .head i { background:var(--mixed) } .two .pair { grid-template-columns:1fr 1fr }
-.pair { display:grid; gap:0 28px; margin-bottom:10px; position:relative } .heads { margin:0 }
-.pair em { position:absolute; right:10px; top:8px; font:12px sans-serif; color:var(--soft) }
-.cell { border:1px solid var(--line); border-left:3px solid var(--k); border-radius:6px; padding:9px 40px 10px 13px }
-.kept { --k:var(--mixed) } .good, .right { --k:var(--good) } .bad, .failed { --k:var(--bad) } .trap { --k:var(--trap) }
-.none { --k:var(--none) } .cell.kept { border-color:var(--k); background:var(--tint) } .cell { position:relative }
-.cell + .cell::before { content:"→"; position:absolute; left:-24px; top:calc(50% - 13px); color:var(--soft) }
-.badge { font-size:12px; font-weight:600; color:var(--k) } .report, summary { font-size:13px; color:var(--soft) }
-.report { margin-top:3px; overflow-wrap:anywhere } .report b { font-weight:400 } details { margin-bottom:10px }
-.trained { border-radius:8px; background:var(--bg); padding:13px 16px; font-size:14px } summary { cursor:pointer }
-.trained.mixed { background:var(--tint) } .bars { display:flex; flex-wrap:wrap; align-items:center; gap:6px 24px }
-.bars div { display:flex; align-items:start; gap:3px } .bars ul { list-style:none; padding:0; font-size:13px }
-.bars i { width:10px; background:var(--k); height:calc(18px * max(var(--a), -1 * var(--a)));
+.head { font-size:13px; font-weight:600; margin-bottom:4px } .head i { display:inline-block;
+font-style:normal;
+  width:20px; line-height:20px; text-align:center; border-radius:50%; background:var(--ink);
+  color:var(--card); margin-right:8px } .mixed .head i { background:var(--mixed) } .two .pair {
+  grid-template-columns:1fr 1fr }
+.pair { display:grid; gap:0 28px; margin-bottom:10px; position:relative } .heads { margin:0 } .pair em {
+position:absolute; right:10px; top:8px; font:12px sans-serif; color:var(--soft) } .cell { border:1px solid
+var(--line); border-left:3px solid var(--k); border-radius:6px; padding:9px 40px 10px 13px } .kept {
+--k:var(--mixed) } .good, .right { --k:var(--good) } .bad, .failed { --k:var(--bad) } .trap { --k:var(--trap)
+} .none { --k:var(--none) } .cell.kept { border-color:var(--k); background:var(--tint) } .cell {
+position:relative } .cell + .cell::before { content:"→"; position:absolute; left:-24px; top:calc(50% - 13px);
+color:var(--soft) } .badge { font-size:12px; font-weight:600; color:var(--k) } .report, summary {
+font-size:13px; color:var(--soft) } .report { margin-top:3px; overflow-wrap:anywhere } .report b {
+font-weight:400 } details { margin-bottom:10px } .trained { border-radius:8px; background:var(--bg);
+padding:13px 16px; font-size:14px } summary { cursor:pointer } .trained.mixed { background:var(--tint) } .bars
+{ display:flex; flex-wrap:wrap; align-items:center; gap:6px 24px } .bars div { display:flex;
+align-items:start; gap:3px } .bars ul { list-style:none; padding:0; font-size:13px } .bars i { width:10px;
+background:var(--k); height:calc(18px * max(var(--a), -1 * var(--a)));
   margin-top:calc(40px - 18px * max(var(--a), 0)) } .bars li b { color:var(--k) }
 @media (max-width:860px) { body { padding:32px 16px 56px } h1 { font-size:34px } .lede { font-size:17px }
   .grid { gap:10px; --n:2 } .three { --n:1 } .grid .wide { grid-column:1/-1 } figure { padding:12px }
