@@ -1,7 +1,7 @@
-"""The floors of the house: who may import whom, and how large the root is.  (The first page of CONTRIBUTING.md.)
+"""The floors of the house: who may import whom, and how large the root is.  (CONTRIBUTING.md, first page.)
 
-Guards against: imports that creep in against the arrows (those inside functions are counted too), a circle, a root that
-grows, and a built-in world that leaks into the real components.
+Guards against: imports that creep in against the arrows (those inside functions are counted too), a circle, a
+root that grows, and a built-in world that leaks into the real components.
 """
 
 import ast
@@ -24,12 +24,12 @@ MAY_IMPORT = {
     "judges": {"data", "reward", "tools"},
     "context_pairs": {"data", "grpo", "policy", "sampler", "judges", "tools"},
     "toy": {"data", "grpo", "policy", "reward", "sampler", "context_pairs"},
-    "training": {"data", "grpo", "policy", "reward", "sampler", "eval", "judges", "context_pairs", "toy", "tools"},
+    "training": {"data", "grpo", "policy", "reward", "sampler", "judges", "context_pairs", "toy", "tools"},
     "recipe": {"data", "reward", "sampler", "judges", "tools", "training"},
     "benchmarks": {"data", "reward", "sampler", "judges", "tools", "training"},
-    "experiments": {"data", "grpo", "policy", "reward", "sampler", "eval", "judges", "context_pairs", "toy", "tools",
-                    "training", "recipe", "benchmarks", "contextrl"},
     "contextrl": {"data", "grpo", "policy", "reward", "sampler", "eval", "context_pairs", "tools", "training"},
+    "experiments": {"data", "grpo", "policy", "reward", "sampler", "contextrl", "judges", "context_pairs", "toy",
+                    "tools", "training", "recipe"},
 }
 # Programs, which open parts by name, may ask training/parts.py; nobody imports them.
 MAIN_ONLY = {"eval": {"training", "tools"}, "context_pairs": {"training"}}
@@ -55,8 +55,7 @@ def imports_of(tree: ast.AST, known: set[str]) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {f"{node.module}.{alias.name}" for alias in node.names if f"{node.module}.{alias.name}" in known}
-            found.add(node.module)
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return found & known
 
 
@@ -100,8 +99,9 @@ def broken_rules(root: Path) -> list[str]:
         docstrings = {id(node.body[0].value) for node in ast.walk(tree)
                       if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and node.body
                       and isinstance(node.body[0], ast.Expr)}
-        words = {word for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
-                 and id(node) not in docstrings and not is_help(node.value) for word in TOY_WORDS.findall(node.value)}
+        texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)
+                 and isinstance(node.value, str) and id(node) not in docstrings]
+        words = {word for text in texts if not is_help(text) for word in TOY_WORDS.findall(text)}
         if words:
             lines.append(f"{path} knows the built-in world: {', '.join(sorted(words))}")
     return lines

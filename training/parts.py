@@ -93,7 +93,7 @@ def counted_families(queries: Sequence[Query]) -> set[str] | None:
 def retry_prompt(file: str, queries: Sequence[Query]) -> str:
     """The words of stage 2: of a file, else those that the policy of the built-in world knows, else the
     default."""
-    return toy.RETRY_PROMPT.strip() if not file and is_built_in(queries) else retry_template(file)
+    return toy.RETRY_PROMPT if not file and is_built_in(queries) else retry_template(file)
 
 
 # -------------------------------------------------------------------------------------------------- verifiers
