@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ALONE, MODEL, ROOT
+from helpers import K, ScriptedJudge, arguments, assert_same_run, json_rows, last_checkpoint, metrics, train
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -25,72 +26,8 @@ from data import Processor, batch_order, load_queries, retry_message, save_queri
 from policy import Policy, Row
 from grpo import Member
 from reward import Verdict, Verifier
-from sampler import HFEngine, Rollout
+from sampler import HFEngine
 from training import parts
-
-K = 4
-
-
-def arguments(data: Path, out: Path, *flags: str, **settings) -> list[str]:
-    settings = {"model": MODEL, "data": data, "output_dir": out, "queries_per_step": 4, "group_size": K,
-                "max_new_tokens": 24, "minibatches": 1, "eval_every": 0, "device": "cpu"} | settings
-    return [*flags, *(str(part) for name, value in settings.items() for part in (f"--{name}", value))]
-
-
-def train(data: Path, out: Path, *flags: str, **settings) -> Path:
-    return contextrl.train(contextrl.read_config(arguments(data, out, *flags, **settings)))
-
-
-def json_rows(file: Path) -> list[dict]:
-    return [json.loads(line) for line in file.read_bytes().decode().strip("\n").split("\n")]
-
-
-def metrics(run: Path) -> list[dict]:
-    """Rows of metrics.jsonl without the clock."""
-    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in json_rows(run / "metrics.jsonl")]
-
-
-def last_checkpoint(run: Path) -> Path:
-    return max((run / "checkpoints").glob("step-*"))
-
-
-def assert_same_tensors(file: str, a: Path, b: Path) -> None:
-    a, b = load_file(a / file), load_file(b / file)
-    assert a.keys() == b.keys() and a
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
-
-
-def assert_same_run(a: Path, b: Path) -> None:
-    """Every metric, every rollout, the weights and the optimiser: bit for bit."""
-    assert metrics(a) == metrics(b)
-    assert (a / "rollouts.jsonl").read_bytes() == (b / "rollouts.jsonl").read_bytes()
-    a, b = last_checkpoint(a), last_checkpoint(b)
-    assert a.name == b.name
-    for file in ("model.safetensors", "trainer/00000-of-00001.safetensors"):
-        assert_same_tensors(file, a, b)
-
-
-class ScriptedJudge:
-    """Verdicts by place, whatever was sampled, so that every kind of group is there with any start policy.
-
-    Stage 1: every second query has no positive, the others have right and wrong members.  Stage 2: every second retry
-    is right.  (collect() asks twice a step.)
-    """
-
-    def __init__(self):
-        self.asked = 0
-
-    def judge(self, queries, texts) -> list[Verdict]:
-        self.asked += 1
-        second_stage = self.asked % 2 == 0
-        return [self.verdict(member=i % K, query=i // K, second_stage=second_stage) for i in range(len(texts))]
-
-    def metrics(self) -> dict[str, float]:
-        return {}
-
-    def verdict(self, member: int, query: int, second_stage: bool) -> Verdict:
-        return Verdict.judged(member % 2 == 1 and (second_stage or query % 2 == 1), report=f"step {member} is wrong")
 
 
 @pytest.fixture

@@ -9,7 +9,16 @@ import math
 import pytest
 import torch
 
-from grpo import GroupKind, Member, advantages, form_group, overlong_penalty, policy_loss, token_logprob
+from grpo import (
+    GroupKind,
+    LossInputs,
+    Member,
+    advantages,
+    form_group,
+    overlong_penalty,
+    policy_loss,
+    token_logprob,
+)
 
 
 def members(*rewards, rolled_back=False) -> list[Member]:
@@ -123,12 +132,12 @@ def test_token_logprob_takes_bf16_and_large_logits():
 
 # ----------------------------------------------------------------------------------------------------- loss
 
-def loss_of(ratio, advantage, **more):
+def loss_of(ratio, advantage, kl_coef=0.0, **more):
     """One token with this ratio -> (loss, dloss/dlogp, sums).  Without a clip d(-ρA)/dlogp = -ρA."""
     logp = torch.tensor([math.log(ratio)], dtype=torch.float64, requires_grad=True)
-    arguments = dict(old_T=torch.zeros(1), advantage_T=torch.tensor([advantage]), weight_T=torch.ones(1),
-                     on_policy_T=torch.tensor([True]), clip_low=0.2, clip_high=0.28) | more
-    loss, sums = policy_loss(logp, **arguments)
+    inputs = dict(old_T=torch.zeros(1), advantage_T=torch.tensor([advantage]), weight_T=torch.ones(1),
+                  on_policy_T=torch.tensor([True])) | more
+    loss, sums = policy_loss(LossInputs(logp, **inputs), 0.2, 0.28, kl_coef)
     loss.backward()
     return loss.item(), logp.grad.item(), {k: v.item() for k, v in sums.items()}
 
@@ -164,14 +173,15 @@ def test_selective_kl_spares_rolled_back_tokens_and_still_measures_them():
     logp = torch.zeros(3, requires_grad=True)
     on_policy, ref = torch.tensor([True, False, False]), torch.tensor([math.log(2), math.log(3), 0.0])
     zero, one = torch.zeros(3), torch.ones(3)
-    loss, sums = policy_loss(logp, logp.detach(), zero, one, on_policy, 0.2, 0.2, None, ref, 0.1, on_policy)
+    loss, sums = policy_loss(LossInputs(logp, logp.detach(), zero, one, on_policy, None, ref, on_policy), 0.2, 0.2, 0.1)
     loss.backward()
     assert loss.item() == pytest.approx(0.1 * 0.3068528) and logp.grad.tolist() == pytest.approx([-0.1, 0, 0])
     # k3 of the second: 3 - ln 3 - 1 = 0.9014, of the third 0
     assert (sums["kl"].item(), sums["kl_rolled_back"].item()) == pytest.approx((0.3068528, 0.9013877))
     assert (sums["tokens"], sums["rolled_back_tokens"]) == (3, 2)
     logp.grad = None
-    policy_loss(logp, logp.detach(), zero, one, on_policy, 0.2, 0.2, None, ref, 0.1, one.bool())[0].backward()
+    inputs = LossInputs(logp, logp.detach(), zero, one, on_policy, None, ref, one.bool())
+    policy_loss(inputs, 0.2, 0.2, 0.1)[0].backward()
     assert logp.grad.tolist() == pytest.approx([-0.1, -0.2, 0])        # all pay: second 0.1 * (1 - 3)
 
 
@@ -179,7 +189,8 @@ def test_huge_log_ratios_stay_finite_and_are_counted():
     logp = torch.tensor([-100.0, 0.0, 30.0, -3.0], requires_grad=True)
     old, ref = torch.tensor([0.0, -100.0, 0.0, -3.0]), torch.tensor([0.0, 0.0, 0.0, -3.0])
     one = torch.ones(4)
-    loss, sums = policy_loss(logp, old, -one, one, one.bool(), 0.2, 0.2, None, ref, 0.01, one.bool())
+    inputs = LossInputs(logp, old, -one, one, one.bool(), None, ref, one.bool())
+    loss, sums = policy_loss(inputs, 0.2, 0.2, 0.01)
     loss.backward()
     assert math.isfinite(loss.item()) and logp.grad.isfinite().all() and sums["clamped"] == 3
     assert logp.grad.tolist() == pytest.approx([0, 0, 0, 1])           # only the last one is inside the limit
@@ -188,8 +199,8 @@ def test_huge_log_ratios_stay_finite_and_are_counted():
 def test_the_loss_is_a_sum_over_any_split_of_its_tokens():
     torch.manual_seed(0)
     parts = [torch.randn(11), torch.randn(11), torch.randn(11), torch.rand(11), torch.rand(11) > 0.4]
-    whole = policy_loss(*parts, 0.2, 0.2)
-    pieces = [policy_loss(*(p[s] for p in parts), 0.2, 0.2) for s in (slice(0, 4), slice(4, 4), slice(4, 11))]
+    whole = policy_loss(LossInputs(*parts), 0.2, 0.2)
+    pieces = [policy_loss(LossInputs(*(p[s] for p in parts)), 0.2, 0.2) for s in (slice(0, 4), slice(4, 4), slice(4, 11))]
     assert sum(loss for loss, _ in pieces).item() == pytest.approx(whole[0].item(), rel=1e-5)
     for name, value in whole[1].items():
         assert sum(sums[name] for _, sums in pieces).item() == pytest.approx(value.item(), rel=1e-5)
@@ -207,12 +218,13 @@ def test_gradient_of_the_whole_loss_by_finite_differences():
     on_policy = torch.rand(n) > 0.3
     mismatch = torch.where(on_policy, torch.rand(n, dtype=torch.float64) * 2, 1.0)
     assert torch.autograd.gradcheck(
-        lambda x: policy_loss(x, old, advantage, weight, on_policy, 0.2, 0.28, mismatch, ref, 0.3, on_policy)[0],
+        lambda x: policy_loss(LossInputs(x, old, advantage, weight, on_policy, mismatch, ref, on_policy), 0.2, 0.28,
+                              0.3)[0],
         logp.requires_grad_(), eps=1e-6, atol=1e-7)
 
 
 def test_no_tokens_is_a_loss_of_zero_with_a_gradient():
     logp, none = torch.zeros(0, requires_grad=True), torch.zeros(0)
-    loss, sums = policy_loss(logp, none, none, none, none.bool(), 0.2, 0.2)
+    loss, sums = policy_loss(LossInputs(logp, none, none, none, none.bool()), 0.2, 0.2)
     loss.backward()
     assert loss.item() == 0 and sums["tokens"] == 0 and logp.grad.numel() == 0

@@ -271,8 +271,8 @@ def test_chunks_and_blocks_change_rounding_only(monkeypatch):
 def test_products_have_the_same_shapes_with_and_without_a_gradient(monkeypatch):
     """A product of another shape may round differently, on a GPU above all: old and current log-probs would differ."""
     hidden, weight, targets, _ = inputs(300, 8, 5000)
-    shapes, product = [], grpo.product
-    monkeypatch.setattr(grpo, "product", lambda a, b: shapes.append((*a.shape, *b.shape)) or product(a, b))
+    shapes, product = [], grpo.matmul_fp32
+    monkeypatch.setattr(grpo, "matmul_fp32", lambda a, b: shapes.append((*a.shape, *b.shape)) or product(a, b))
     for keep_bytes in (KEEP, 100 * 5000 * 4, 0):
         for context in (torch.enable_grad, torch.no_grad):
             shapes.append(keep_bytes)

@@ -19,12 +19,22 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from conftest import ALONE, MODEL, ROOT, plain_logits
+from helpers import (
+    assert_same,
+    assert_same_run,
+    command,
+    double,
+    gradients,
+    json_rows,
+    make_rows,
+    metrics,
+    train,
+    write,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from test_contextrl import assert_same_run, json_rows, metrics, train
-from test_policy import assert_same, double, gradients, make_rows
 
 import contextrl
 import eval as evaluation
@@ -242,11 +252,6 @@ def test_both_letters_have_the_same_forms(processor, monkeypatch):
 
 # ------------------------------------------------------------------------------------------------------- files
 
-def write(path: Path, *rows) -> Path:
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
-    return path
-
-
 OURS = {"id": "p", "question": "how many ?", "answer": "3", "supporting": "0.png", "confounding": "1.png"}
 RELEASED = {"problem": "<image><image> Which ? A. first B. second", "answer": "A", "images": ["0.png", "1.png"]}
 AGENTIC = {"prompt": "A: did x. B: did y. Which ?", "correct_answer": "B"}
@@ -372,11 +377,6 @@ def test_any_row_is_a_pair_or_a_data_error(row):
         assert "\n" not in str(error)
     else:
         as_query(pair)
-
-
-def command(*arguments, name: str = "pairs.py") -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(ROOT / name), *map(str, arguments)], cwd=ROOT, env=ALONE, timeout=120,
-                          capture_output=True, text=True)
 
 
 # ------------------------------------------------------------------------------------------------- whole runs

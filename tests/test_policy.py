@@ -22,55 +22,12 @@ from safetensors.torch import load, load_file, save_file
 import grpo
 import toy
 from conftest import response_logprobs
+from helpers import SHAPES, assert_same, double, gradients, make_rows, online
 from data import Processor, Query
 from grpo import GroupKind, Member
 from policy import Policy, Row, UpdateSettings, micro_batches
 from sampler import HFEngine, Request
-
-# Shapes of groups: picture sizes, then the lengths of the responses (a length of 1 gives the row no input at all).
-SHAPES = [([(96, 96)], [3, 7, 1, 12, 5, 2, 9, 4]), ([], [5, 1]), ([(70, 131), (40, 33)], [1] * 3 + [6] * 13),
-          ([(64, 200)], [17])]
-
-
-def make_rows(processor, picture, shapes=SHAPES, seed: int = 0) -> list[Row]:
-    """Random responses with random advantages; every third member is rolled back (its engine log-probs are odd)."""
-    rng = random.Random(seed)
-    words = [i for i in range(600) if i not in processor.forbidden_ids]
-    rows = []
-    for r, (sizes, lengths) in enumerate(shapes):
-        prompt = processor.prompt(Query("q", [picture(w, h, 10 * r + i) for i, (w, h) in enumerate(sizes)],
-                                        "how many red ?" + " plus" * r, "-", "-"))
-        rows.append(Row(prompt, [
-            Member(rng.choices(words, k=n), [rng.uniform(-9, -5) for _ in range(n)], 0.0, k % 3 == 2, rng.gauss(0, 1))
-            for k, n in enumerate(lengths)]))
-    return rows
-
-
-def online(*rows: Row) -> list[grpo.Group]:
-    return [grpo.Group(row.prompt, row.members, GroupKind.ONLINE) for row in rows]
-
-
-def double(checkpoint, processor, perturbed: bool = False, checkpointing: bool = False) -> Policy:
-    policy = Policy(checkpoint, processor, reference=perturbed, dtype=torch.float64,
-                    gradient_checkpointing=checkpointing)
-    if perturbed:
-        generator = torch.Generator().manual_seed(1)
-        for p in policy.reference.model.parameters():
-            p.add_(0.2 * p.std() * torch.randn(p.shape, generator=generator, dtype=p.dtype))
-    return policy
-
-
-def gradients(policy) -> dict[str, torch.Tensor]:
-    return {name: p.grad.clone() for name, p in policy.model.named_parameters()}
-
-
-def assert_same(a: dict, b: dict, relative: float) -> None:
-    """Equal up to `relative` times the largest entry of each tensor's gradient."""
-    assert a.keys() == b.keys()
-    for name in a:
-        scale = b[name].abs().max()
-        assert (a[name] - b[name]).abs().max() <= relative * scale + 1e-12, name
-
+from training.checkpoint import load_checkpoint, save_checkpoint
 
 # --------------------------------------------------------------------------------------------- one row, one group
 
@@ -184,7 +141,7 @@ def sharded(rank: int, folder: str, checkpoint: str, images: list) -> None:
         metrics = policy.update(online(*sampled[step % 2]), step, UpdateSettings(minibatches=2))
         save(f"metrics-{step}", {k: torch.tensor(v, dtype=torch.float64) for k, v in metrics.items()})
         if step == 2:
-            policy.save(Path(folder))
+            save_checkpoint(policy, Path(folder))
     save("weights", dict(policy.weights()))
 
     frozen = Policy(checkpoint, processor, freeze_vision=True, compute_dtype=torch.bfloat16)
@@ -192,7 +149,7 @@ def sharded(rank: int, folder: str, checkpoint: str, images: list) -> None:
     metrics = frozen.update(online(*rows), 2, UpdateSettings())
     assert metrics["kl_before_update"] == 0 and metrics["kl"] == 0        # bf16 policy and bf16 reference are one model
     (Path(folder) / "bf16").mkdir(exist_ok=True)
-    frozen.save(Path(folder) / "bf16")
+    save_checkpoint(frozen, Path(folder) / "bf16")
     engine = frozen.whole_copy()
     assert engine.dtype == torch.bfloat16 and all(b.dtype == torch.float32 for b in engine.buffers())
     for name, p in frozen.model.named_parameters():
@@ -247,7 +204,7 @@ def test_two_sharded_ranks_equal_one_process(checkpoint, processor, picture, tmp
 
     # Two ranks wrote the checkpoint, one goes on from it.
     resumed = double(checkpoint, processor)
-    resumed.load(tmp_path)
+    load_checkpoint(resumed, tmp_path)
     assert resumed.update(online(*orders[1]), 3, UpdateSettings(minibatches=2)) == pytest.approx(one[3], rel=1e-5)
 
 
@@ -285,7 +242,7 @@ def test_rows_are_dealt_evenly(policy, processor, picture):
     shapes = [([(32, 32)] if i % 3 else [], [rng.randint(1, 90) for _ in range(rng.randint(8, 16))]) for i in range(32)]
     rows, hands = make_rows(processor, picture, shapes), []
     for policy.rank in range(4):
-        hands.append(policy._deal(rows, 1024))
+        hands.append(policy.shard_micro_batches(rows, 1024))
     members = sorted(id(m) for hand in hands for batch in hand for row in batch for m in row.members)
     assert members == sorted(id(m) for row in rows for m in row.members)
     assert len({len(hand) for hand in hands}) == 1
@@ -299,12 +256,17 @@ def test_rows_are_dealt_evenly(policy, processor, picture):
 @pytest.mark.parametrize("minibatches", [1, 2])
 def test_the_stage2_logprob_trap(checkpoint, processor, picture, minibatches):
     """The report made each token e^6 times likelier.  Divided by THAT probability, the lesson's gradient is e^-6."""
-    policy, (row,) = double(checkpoint, processor), make_rows(processor, picture, [([(96, 96)], [5])])
-    logp = response_logprobs(policy.model, row.prompt, row.members[0].ids, processor)
-    row.members = [Member(row.members[0].ids, [v + 6 for v in logp.tolist()], 1.0, True, advantage=1.0)]
+    class Trap(Policy):
+        def denominator(self, old_T, engine_T, on_policy_T):
+            return torch.where(on_policy_T, old_T, engine_T)
+
+    row, = make_rows(processor, picture, [([(96, 96)], [5])])
     found = {}
-    for trap in (False, True):
-        settings = UpdateSettings(kl_coef=0.0, stage2_old_logprob=trap, minibatches=minibatches)
+    for trap, kind in ((False, Policy), (True, Trap)):
+        policy = double(checkpoint, processor, kind=kind)
+        logp = response_logprobs(policy.model, row.prompt, row.members[0].ids, processor)
+        row.members = [Member(row.members[0].ids, [v + 6 for v in logp.tolist()], 1.0, True, advantage=1.0)]
+        settings = UpdateSettings(kl_coef=0.0, minibatches=minibatches)
         old = policy._old_logprobs([row], settings) if minibatches > 1 else None
         sums = {}
         policy.gradient([row], settings, old, sums)
@@ -377,9 +339,9 @@ def test_a_loaded_checkpoint_goes_on_bit_for_bit(policy, checkpoint, processor, 
     rows = make_rows(processor, picture)
     for step in (1, 2):
         policy.update(online(rows[step]), step, UpdateSettings())
-    policy.save(tmp_path)
+    save_checkpoint(policy, tmp_path)
     resumed = Policy(checkpoint, processor)
-    resumed.load(tmp_path)
+    load_checkpoint(resumed, tmp_path)
     for step in (3, 4):                                      # the KL too: the reference is still the start policy
         one, other = (p.update(online(rows[step % 4]), step, UpdateSettings()) for p in (policy, resumed))
         assert one == other and one["kl"] > 0
@@ -394,28 +356,28 @@ def test_a_loaded_checkpoint_goes_on_bit_for_bit(policy, checkpoint, processor, 
 
 def test_a_checkpoint_before_the_first_update(policy, tmp_path):
     start = copy.deepcopy(policy.model.state_dict())
-    policy.save(tmp_path)                                    # no state of the optimiser yet
+    save_checkpoint(policy, tmp_path)                                    # no state of the optimiser yet
     policy.model.lm_head.weight.data.zero_()
-    policy.load(tmp_path)
+    load_checkpoint(policy, tmp_path)
     assert all(torch.equal(v, start[k]) for k, v in policy.model.state_dict().items())
 
 
 def test_a_damaged_checkpoint_is_refused(policy, processor, picture, tmp_path):
     file = "trainer/00000-of-00001.safetensors"
     policy.update(online(*make_rows(processor, picture, SHAPES[:1])), 1, UpdateSettings())
-    policy.save(tmp_path)
+    save_checkpoint(policy, tmp_path)
     whole = (tmp_path / file).read_bytes()
     tensors = {k: v for k, v in load(whole).items() if "visual.blocks.0" not in k}
     (tmp_path / file).unlink()                               # its pages may be in use: it must not shrink in place
     (tmp_path / file).write_bytes(whole[:len(whole) // 2])
     with pytest.raises(SafetensorError):
-        policy.load(tmp_path)
+        load_checkpoint(policy, tmp_path)
     save_file(tensors, tmp_path / file)
     with pytest.raises((ValueError, KeyError)):              # else momentum is forgotten and nobody is told
-        policy.load(tmp_path)
+        load_checkpoint(policy, tmp_path)
     (tmp_path / file).rename(tmp_path / "trainer/00000-of-00002.safetensors")
     with pytest.raises(ValueError, match="not all of them"):
-        policy.load(tmp_path)
+        load_checkpoint(policy, tmp_path)
 
 
 def test_sft_with_two_minibatches_is_plain_negative_log_likelihood(processor, checkpoint):

@@ -13,15 +13,16 @@ import time
 import pytest
 
 from data import Query
+from judges.rule import RuleVerifier
 from reward import (
-    OUTPUT,
     JudgeError,
-    RuleVerifier,
     Verdict,
     VerdictStatus,
     Verifier,
     VerifierUnreliable,
+    is_independent,
     judge_messages,
+    judge_prompt,
     parse_verdict,
     plain_text,
     report_leaks,
@@ -40,6 +41,10 @@ def verdict(correct=0, consistent=1, report="", analysis="fine", **more) -> str:
 def counts(verifier: Verifier) -> dict:
     """What happened at all, without the seconds, which differ each time."""
     return {name: n for name, n in verifier.counts.items() if n and name != "seconds"}
+
+
+TEMPLATES = {context: judge_prompt(context) for context in ("none", "answer", "solution")}
+OUTPUT = next(part for part in TEMPLATES["solution"].split("\n\n") if part.startswith("Answer with exactly one JSON"))
 
 
 def text_of(messages: list[dict]) -> str:
@@ -149,8 +154,8 @@ def test_a_hostile_response_stays_between_its_boundaries_and_stays_wrong(respons
     for judge in (quoting, quoting_after_thought):
         v, = Verifier(judge, context).judge([QUERY], [response])
         assert (v.status, v.correct, v.consistent, v.report) == (VerdictStatus.JUDGED, False, True, "red is not 4")
-    again = text_of(judge_messages(QUERY, response, context, again=True))
-    first = text_of(judge_messages(QUERY, response, context))
+    again = text_of(judge_messages(QUERY, response, TEMPLATES[context], again=True))
+    first = text_of(judge_messages(QUERY, response, TEMPLATES[context]))
     assert again.replace("An earlier output of yours was not exactly this object. ", "") == first.replace(
         "An earlier output of yours was not exactly this object. ", "") and again != first
 
@@ -205,7 +210,7 @@ def test_revision_cues_are_negative_without_a_call_at_level_solution_only():
 # -------------------------------------------------------------------------------------------------- the prompt
 
 def test_what_the_judge_is_told_at_each_level():
-    told = {c: text_of(judge_messages(QUERY, "red 4 ; \\boxed{6}", c)) for c in ("none", "answer", "solution")}
+    told = {c: text_of(judge_messages(QUERY, "red 4 ; \\boxed{6}", template)) for c, template in TEMPLATES.items()}
     assert QUERY.solution in told["solution"]
     assert "Reference answer:\n5\n" in told["answer"] and QUERY.solution not in told["answer"]
     assert "count red" not in told["answer"] and "eference" not in told["none"]
@@ -217,11 +222,27 @@ def test_what_the_judge_is_told_at_each_level():
 
 
 def test_images_come_first_in_order_and_boundaries_differ_between_responses():
-    content = judge_messages(QUERY, "red 4", "solution")[0]["content"]
+    content = judge_messages(QUERY, "red 4", TEMPLATES["solution"])[0]["content"]
     assert [part.get("image") for part in content] == ["images/q.png", b"bytes of a second one", None]
-    lines = {re.search("=====[0-9a-f]{16}=====", text_of(judge_messages(QUERY, f"red {i}", "none")))[0]
+    lines = {re.search("=====[0-9a-f]{16}=====", text_of(judge_messages(QUERY, f"red {i}", TEMPLATES["none"])))[0]
              for i in range(50)}
     assert len(lines) == 50
+
+
+# ------------------------------------------------------------------------------------------- independence
+
+@pytest.mark.parametrize("text, independent", [
+    ("red 3 ; blue 2 ; plus 5 ; \\boxed{5}", True),
+    ("The picture shows three red shapes, so the answer is \\boxed{3}.", True),
+    ("", True),
+    ("my EARLIER answer was wrong ; red 3", False),
+    ("As the reviewer says, red is 3", False),
+    ("According to the report, step 1 was wrong", False),
+    ("In my previous attempt I took dax for circle", False),
+    ("You pointed out a mistake. red 3", False),
+])
+def test_independence(text, independent):
+    assert is_independent(text) is independent
 
 
 # ------------------------------------------------------------------------------------------- failure policy
@@ -456,7 +477,7 @@ def test_no_text_becomes_structure_in_the_judges_tokenizer(processor, text):
     """Through a real chat template and tokenizer: as many special tokens as with a harmless text in its place."""
     def specials(response: str, question: str) -> list[int]:
         query = Query("q", ["picture"], question, "red 3", "3")
-        chat = processor.tokenizer.apply_chat_template(judge_messages(query, response, "solution"), tokenize=False)
+        chat = processor.tokenizer.apply_chat_template(judge_messages(query, response, TEMPLATES["solution"]), tokenize=False)
         ids = processor.tokenizer(chat, add_special_tokens=False)["input_ids"]
         return [i for i in ids if i in processor.tokenizer.added_tokens_decoder]
     assert specials(text, "how many ?") == specials("red 3", text) == specials("red 3", "how many ?")

@@ -10,9 +10,10 @@ import pytest
 import torch
 from conftest import plain_logits, response_logprobs
 
-from data import Query
+import toy
+from data import Query, retry_message
 from policy import Policy
-from sampler import HFEngine, Request, Sample, SampleStatus, is_independent, retry_message, seed_of, stage1, stage2
+from sampler import HFEngine, Request, Rollout, Sample, SampleStatus, resample, sample, seed_of
 
 
 @pytest.fixture
@@ -53,9 +54,9 @@ def test_a_sample_does_not_depend_on_the_batch_around_it(engine, prompts):
 def test_engine_logprobs_are_the_plain_models(policy, processor, prompts, temperature):
     engine = HFEngine(policy.model, processor, temperature, max_new_tokens=9)
     for request, samples in zip(requests(prompts), engine.generate(requests(prompts)), strict=True):
-        for sample in samples:
-            expected = response_logprobs(policy.model, request.prompt, sample.ids, processor, temperature)
-            assert sample.logprobs == pytest.approx(expected.tolist(), abs=1e-5)
+        for drawn in samples:
+            expected = response_logprobs(policy.model, request.prompt, drawn.ids, processor, temperature)
+            assert drawn.logprobs == pytest.approx(expected.tolist(), abs=1e-5)
 
 
 def test_engine_and_trainer_have_one_distribution(policy, processor, prompts):
@@ -86,7 +87,7 @@ def test_forbidden_ids_are_never_sampled(policy, processor, prompts):
 
 def test_greedy_is_deterministic_and_is_what_generate_gives(engine, policy, processor, prompts):
     first, other_seeds = (engine.generate([Request(p, [seed]) for p in prompts], temperature=0.0) for seed in (1, 2))
-    for prompt, (sample,), (again,) in zip(prompts, first, other_seeds, strict=True):
+    for prompt, (drawn,), (again,) in zip(prompts, first, other_seeds, strict=True):
         ids = torch.tensor([prompt.ids])
         pixels = processor.pixel_batch(prompt.images)
         types = {"mm_token_type_ids": (ids == processor.image_id).long()} if prompt.images else {}
@@ -94,7 +95,7 @@ def test_greedy_is_deterministic_and_is_what_generate_gives(engine, policy, proc
             out = policy.model.eval().generate(
                 input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=9,
                 suppress_tokens=processor.forbidden_ids, pad_token_id=processor.pad_id, **pixels, **types)
-        assert sample.ids == again.ids == out[0, len(prompt.ids):].tolist()
+        assert drawn.ids == again.ids == out[0, len(prompt.ids):].tolist()
 
 
 def test_status_length_and_text(policy, processor, prompts):
@@ -180,18 +181,37 @@ class Watched(HFEngine):
         return super().generate(requests, temperature)
 
 
+def rollouts_of(prompts, names: str) -> list[Rollout]:
+    return [Rollout(Query(name, prompt.images, "?", "-", "-"), prompt, name)
+            for prompt, name in zip(prompts, names, strict=True)]
+
+
+def stage1(engine, prompts, names: str, group_size: int, seed_key: tuple) -> list[list[Sample]]:
+    rollouts = rollouts_of(prompts, names)
+    sample(engine, rollouts, group_size, seed_key)
+    return [rollout.samples_G for rollout in rollouts]
+
+
+def stage2(engine, prompts, names: str, failed_P_G, messages_P_G, seed_key: tuple) -> list[list[Sample]]:
+    rollouts = rollouts_of(prompts, names)
+    for rollout, failed_G in zip(rollouts, failed_P_G, strict=True):
+        rollout.samples_G = failed_G
+    resample(engine, rollouts, messages_P_G, seed_key)
+    return [rollout.retries_G for rollout in rollouts]
+
+
 def test_stage1_asks_k_samples_with_seeds_of_their_own(policy, processor, prompts):
     engine = Watched(policy.model, processor, max_new_tokens=3)
-    samples = stage1(engine, prompts[:2], ["a", "b"], 5, (0, 1))
+    samples = stage1(engine, prompts[:2], "ab", 5, (0, 1))
     assert [len(s) for s in samples] == [5, 5] and all(s.stage == 1 for part in samples for s in part)
     seeds = [seed for request in engine.asked for seed in request.seeds]
     for key in ((0, 2), (1, 1)):                                             # another step, another run
-        stage1(engine, prompts[:2], ["a", "b"], 5, key)
+        stage1(engine, prompts[:2], "ab", 5, key)
         seeds += [seed for request in engine.asked for seed in request.seeds]
-    stage2(engine, processor, prompts[:1], ["a"], [samples[0]], [[""] * 5], (0, 1))
+    stage2(engine, prompts[:1], "a", [samples[0]], [["again"] * 5], (0, 1))
     seeds += [seed for request in engine.asked for seed in request.seeds]
     assert len(seeds) == len(set(seeds)) == 35                               # 3 x 2 x 5 and 5 retries
-    assert [s.ids for s in stage1(engine, prompts[1:2], ["b"], 5, (0, 1))[0]] == [s.ids for s in samples[1]]
+    assert [s.ids for s in stage1(engine, prompts[1:2], "b", 5, (0, 1))[0]] == [s.ids for s in samples[1]]
 
 
 def test_stage2_asks_one_retry_per_negative_with_its_own_report(policy, processor, prompts):
@@ -202,8 +222,9 @@ def test_stage2_asks_one_retry_per_negative_with_its_own_report(policy, processo
         return Sample(ids, [0.0] * len(ids), SampleStatus.COMPLETED, text)
 
     failures = [[failed("red 1"), failed("red 2")], [], [failed("blue 7")]]
-    reports = [["red is not 1 .", ""], [], ["blue is not 7"]]
-    retries = stage2(engine, processor, prompts[:3], ["a", "b", "c"], failures, reports, (0, 1))
+    messages = [[retry_message(report, toy.RETRY_PROMPT.strip()) for report in reports]
+                for reports in (["red is not 1 .", ""], [], ["blue is not 7"])]
+    retries = stage2(engine, prompts[:3], "abc", failures, messages, (0, 1))
     assert [len(r) for r in retries] == [2, 0, 1] and all(r.stage == 2 for part in retries for r in part)
     shown = [processor.tokenizer.decode(request.prompt.ids) for request in engine.asked]
     assert [text.split("assistant\n", 1)[1] for text in shown] == [
@@ -221,18 +242,5 @@ def test_stage2_asks_one_retry_per_negative_with_its_own_report(policy, processo
 
 
 def test_a_report_is_put_into_the_message_as_it_is():
-    assert retry_message("{red} is not {0} ...").startswith("A reviewer found mistakes : {red} is not {0} . Solve")
-
-
-@pytest.mark.parametrize("text, independent", [
-    ("red 3 ; blue 2 ; plus 5 ; \\boxed{5}", True),
-    ("The picture shows three red shapes, so the answer is \\boxed{3}.", True),
-    ("", True),
-    ("my EARLIER answer was wrong ; red 3", False),
-    ("As the reviewer says, red is 3", False),
-    ("According to the report, step 1 was wrong", False),
-    ("In my previous attempt I took dax for circle", False),
-    ("You pointed out a mistake. red 3", False),
-])
-def test_independence(text, independent):
-    assert is_independent(text) is independent
+    said = retry_message("{red} is not {0} {report} ...", toy.RETRY_PROMPT.strip())
+    assert said.startswith("A reviewer found mistakes : {red} is not {0} {report} . Solve")

@@ -22,6 +22,8 @@ import toy
 from data import Processor, load_queries
 from grpo import Member
 from policy import Policy, Row
+from training import parts
+from training.checkpoint import load_checkpoint
 
 K = 4
 
@@ -62,11 +64,11 @@ def rows(file: Path) -> list[dict]:
 
 def test_a_verifier_that_misbehaves_in_a_third_of_the_calls(world, tmp_path, monkeypatch, capsys):
     """It ends, each failure is counted and logged, and no failed verdict has a share in any mean."""
-    quick = contextrl.OpenAIChat
+    quick = parts.OpenAIChat
 
     def impatient(urls, model, timeout, **settings):
         return quick(urls, model, timeout, tries=2, backoff=0.01, max_wait=0.05, **settings)
-    monkeypatch.setattr(contextrl, "OpenAIChat", impatient)
+    monkeypatch.setattr(parts, "OpenAIChat", impatient)
     out, exact = tmp_path / "run", toy.ToyVerifier()
     with JudgeServer(misbehave=0.3, hang=2.0, seed=5) as server:
         code, line = run_here(monkeypatch, capsys, world, out, verifier=server.url, judge_timeout=0.5, steps=4,
@@ -124,7 +126,7 @@ def test_who_cannot_judge_is_told_at_once(world, tmp_path, monkeypatch, capsys, 
 
 
 def test_flags_win_over_the_file():
-    config = contextrl.read_config([str(ROOT / "paper.json"), "--steps", "3", "--engine", "hf", "--output_dir", "x"])
+    config = contextrl.read_config([str(ROOT / "settings" / "paper.json"), "--steps", "3", "--engine", "hf", "--output_dir", "x"])
     assert (config.steps, config.engine, config.learning_rate, config.queries_per_step) == (3, "hf", 1e-6, 128)
 
 
@@ -183,7 +185,7 @@ def exported(checkpoint: str) -> None:
     torch.manual_seed(0)
     for p in trainer.parameters.values():                        # all it has must come from the checkpoint
         p.data.normal_()
-    trainer.load(Path(checkpoint))
+    load_checkpoint(trainer, Path(checkpoint))
     prompts = [processor.prompt(q) for q in toy.heldout_queries(size=2)]
     found = VLLMEngine(checkpoint, processor, max_context=256).generate([Request(p, [1, 2, 3]) for p in prompts])
     packed = trainer.pack([Row(p, [Member(s.ids, s.logprobs, None) for s in part]) for p, part in zip(prompts, found)])

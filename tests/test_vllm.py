@@ -31,9 +31,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from conftest import response_logprobs
 
-from judges import server as judge
-from data import Processor, Query
-from sampler import HFEngine, Request, SampleStatus, VLLMEngine, seed_of, stage1, stage2, two_stages
+import toy
+from data import Processor, Query, retry_message
+from judges.local import LocalChat
+from reward import VerifierUnreliable
+from sampler import (
+    HFEngine,
+    Request,
+    Rollout,
+    SampleStatus,
+    VLLMEngine,
+    resample,
+    sample,
+    seed_of,
+    two_stages,
+)
 
 try:
     import vllm
@@ -329,30 +341,61 @@ def test_nothing_happens_under_running_samples(engine, model, prompts):
 GROUP = 4
 
 
-def verdict_of(sample) -> bool:
-    return zlib.crc32(str(sample.ids).encode()) % 8 == 0                       # one in eight is right
+def verdict_of(text: str) -> bool:
+    """A judge's verdict: one text in eight is right."""
+    return zlib.crc32(text.encode()) % 8 == 0
 
 
-def reports_of(verdicts_G) -> list[str] | None:
-    return None if any(verdicts_G) else [f"red is not {k}" for k in range(len(verdicts_G))]
+def messages_of(rollout: Rollout) -> list[str]:
+    """What stage 2 says: one report per member, or nothing if one of them is right."""
+    return [] if any(rollout.verdicts_G) else [retry_message(f"red is not {k}", toy.RETRY_PROMPT)
+                                               for k in range(len(rollout.verdicts_G))]
 
 
-def with_barriers(engine, processor, prompts, names, seed_key):
-    samples = stage1(engine, prompts, names, GROUP, seed_key)
-    verdicts = [[verdict_of(s) for s in samples_G] for samples_G in samples]
-    hard = [i for i, verdicts_G in enumerate(verdicts) if reports_of(verdicts_G)]
-    found = dict(zip(hard, stage2(engine, processor, [prompts[i] for i in hard], [names[i] for i in hard],
-                                  [samples[i] for i in hard], [reports_of(verdicts[i]) for i in hard], seed_key)))
-    retries = [found.get(i, []) for i in range(len(prompts))]
-    return samples, verdicts, retries, [[verdict_of(s) for s in retries_G] for retries_G in retries]
+def rollouts_of(prompts, names) -> list[Rollout]:
+    """Empty rollouts, to be filled in."""
+    return [Rollout(Query(name, prompt.images, "-", "-", "-"), prompt, name)
+            for prompt, name in zip(prompts, names, strict=True)]
+
+
+def with_barriers(engine, prompts, names, seed_key) -> list[Rollout]:
+    """Both stages and their verdicts, one after the other: what the continuous batch is compared with."""
+    rollouts = rollouts_of(prompts, names)
+    sample(engine, rollouts, GROUP, seed_key)
+    for rollout in rollouts:
+        rollout.verdicts_G = [verdict_of(s.text) for s in rollout.samples_G]
+    hard = [rollout for rollout in rollouts if messages_of(rollout)]
+    resample(engine, hard, [messages_of(rollout) for rollout in hard], seed_key)
+    for rollout in rollouts:
+        rollout.retry_verdicts_G = [verdict_of(s.text) for s in rollout.retries_G]
+    return rollouts
+
+
+def continuous(engine, prompts, names, seed_key, judge, messages=messages_of, group: int = GROUP) -> list[Rollout]:
+    """The same by two_stages()."""
+    rollouts = rollouts_of(prompts, names)
+    two_stages(engine, rollouts, group, seed_key, judge, messages)
+    return rollouts
+
+
+def samples_of(rollouts: list[Rollout]) -> list:
+    return [r.samples_G for r in rollouts]
+
+
+def retries_of(rollouts: list[Rollout]) -> list:
+    return [r.retries_G for r in rollouts]
+
+
+def verdicts_of(rollouts: list[Rollout]) -> list:
+    return [(r.verdicts_G, r.retry_verdicts_G) for r in rollouts]
 
 
 def slow_judge(seed: int, longest: float = 0.1):
     draw = random.Random(seed)
 
-    def judge(p, sample):
+    def judge(query, text):
         time.sleep(draw.random() * longest)
-        return verdict_of(sample)
+        return verdict_of(text)
     return judge
 
 
@@ -363,67 +406,72 @@ def many(prompts) -> tuple[list, list[str]]:
 
 
 @pytest.mark.parametrize("longest", [0.0, 0.03, 0.2])
-def test_the_continuous_batch_draws_the_same_samples(engine, shown, many, longest):
-    expected = with_barriers(engine, shown, *many, ("run", 1))
-    found = two_stages(engine, shown, *many, GROUP, ("run", 1), slow_judge(0, longest), reports_of)
-    for mine, other in zip((found[0], found[2]), (expected[0], expected[2])):
+def test_the_continuous_batch_draws_the_same_samples(engine, many, longest):
+    expected = with_barriers(engine, *many, ("run", 1))
+    found = continuous(engine, *many, ("run", 1), slow_judge(0, longest))
+    for drawn in (samples_of, retries_of):
+        mine, other = drawn(found), drawn(expected)
         assert ids_of(mine) == ids_of(other)
         assert [[s.status for s in g] for g in mine] == [[s.status for s in g] for g in other]
-    assert (found[1], found[3]) == (expected[1], expected[3])
-    hard = [i for i, verdicts_G in enumerate(found[1]) if not any(verdicts_G)]
-    assert 5 < len(hard) < 22 and [i for i, g in enumerate(found[2]) if g] == hard          # one positive: no stage 2
-    assert {s.stage for g in found[0] for s in g} == {1} and {s.stage for g in found[2] for s in g} == {2}
+    assert verdicts_of(found) == verdicts_of(expected)
+    hard = [i for i, r in enumerate(found) if not any(r.verdicts_G)]
+    assert 5 < len(hard) < 22 and [i for i, r in enumerate(found) if r.retries_G] == hard     # one positive: no stage 2
+    assert {s.stage for g in samples_of(found) for s in g} == {1}
+    assert {s.stage for g in retries_of(found) for s in g} == {2}
     assert not engine.busy
 
 
-def test_retries_join_while_others_are_still_running(engine, shown, prompts):
+def test_retries_join_while_others_are_still_running(engine, prompts):
     """The first group fails at once; its retries must not wait for the other group's verdicts."""
     order = []
 
-    def judge(p, sample):
-        time.sleep(0 if p == 0 else 1.0)
-        order.append((p, sample.stage))
+    def judge(query, text):
+        time.sleep(0 if query.id == "a" else 1.0)
+        order.append((query.id, 1 if sum(name == query.id for name, _ in order) < 2 else 2))  # two a stage
         return False
-    two_stages(engine, shown, prompts[:2], ["a", "b"], 2, ("run", 2), judge,
-               lambda verdicts_G: ["", ""] if len(order) < 4 else None)
-    assert order.index((0, 2)) < order.index((1, 1))
+    plain = retry_message("", toy.RETRY_PROMPT)
+    continuous(engine, prompts[:2], ["a", "b"], ("run", 2), judge,
+               lambda rollout: [plain, plain] if len(order) < 4 else [], group=2)
+    assert order.index(("a", 2)) < order.index(("b", 1))
 
 
-def test_a_judges_exception_leaves_nothing_behind(engine, shown, many, monkeypatch):
+def test_a_judges_exception_leaves_nothing_behind(engine, many, monkeypatch):
     class Broken(Exception):
         def __init__(self, a, b):
             super().__init__(f"{a} {b}")
 
-    def judge(p, sample):
-        if p == 3:
+    def judge(query, text):
+        if query.id == "q3":
             raise Broken("out of", "order")
         time.sleep(0.01)
         return False
     was_busy = []
     with monkeypatch.context() as patch, pytest.raises(Broken, match="out of order"):
         patch.setattr(engine, "abort", lambda: was_busy.append(engine.busy) or VLLMEngine.abort(engine))
-        two_stages(engine, shown, *many, GROUP, ("run", 1), judge, reports_of)
+        continuous(engine, *many, ("run", 1), judge)
     assert was_busy == [True] and not engine.busy and engine.keys == {}
     assert engine.engine.engine_core.engine_core.scheduler.get_num_unfinished_requests() == 0
-    expected = with_barriers(engine, shown, *many, ("run", 1))
-    again = two_stages(engine, shown, *many, GROUP, ("run", 1), slow_judge(0), reports_of)
-    assert (ids_of(again[0]), ids_of(again[2])) == (ids_of(expected[0]), ids_of(expected[2]))
+    expected = with_barriers(engine, *many, ("run", 1))
+    again = continuous(engine, *many, ("run", 1), slow_judge(0))
+    assert ids_of(samples_of(again)) == ids_of(samples_of(expected))
+    assert ids_of(retries_of(again)) == ids_of(retries_of(expected))
 
 
-def test_nothing_to_retry_and_nothing_to_do(engine, shown, many):
-    samples, verdicts, retries, retry_verdicts = two_stages(
-        engine, shown, *many, GROUP, ("run", 1), lambda p, sample: True, reports_of)
-    assert retries == retry_verdicts == [[] for _ in range(25)] and all(all(g) for g in verdicts)
-    assert two_stages(engine, shown, [], [], GROUP, ("run", 1), None, None) == ([], [], [], [])
+def test_nothing_to_retry_and_nothing_to_do(engine, many):
+    found = continuous(engine, *many, ("run", 1), lambda query, text: True)
+    assert retries_of(found) == [r.retry_verdicts_G for r in found] == [[] for _ in range(25)]
+    assert all(len(r.verdicts_G) == GROUP and all(r.verdicts_G) for r in found)
+    assert continuous(engine, [], [], ("run", 1), None, None) == [] and not engine.busy
 
 
-def test_retries_that_have_no_room_are_too_long(engine, shown, many):
-    engine.max_new_tokens = 160                                                # 60 tokens + 160 + a message > 300
-    expected = with_barriers(engine, shown, many[0][:2], many[1][:2], ("long",))
-    found = two_stages(engine, shown, many[0][:2], many[1][:2], GROUP, ("long",), slow_judge(1), reports_of)
-    statuses = [s.status for g in found[2] for s in g]
-    assert SampleStatus.TOO_LONG in statuses and statuses == [s.status for g in expected[2] for s in g]
-    assert ids_of(found[0]) == ids_of(expected[0]) and ids_of(found[2]) == ids_of(expected[2])
+def test_retries_that_have_no_room_are_too_long(engine, many):
+    engine.max_new_tokens = 160                                              # 60 tokens + 160 + a message > 300
+    expected = with_barriers(engine, many[0][:2], many[1][:2], ("long",))
+    found = continuous(engine, many[0][:2], many[1][:2], ("long",), slow_judge(1))
+    statuses = [s.status for g in retries_of(found) for s in g]
+    assert SampleStatus.TOO_LONG in statuses and statuses == [s.status for g in retries_of(expected) for s in g]
+    assert ids_of(samples_of(found)) == ids_of(samples_of(expected))
+    assert ids_of(retries_of(found)) == ids_of(retries_of(expected))
 
 
 # ------------------------------------------------------------------------------------ a judge on the same device
@@ -436,7 +484,8 @@ SHORT = {"type": "object", "properties": {"Correctness": {"type": "integer", "en
 
 def test_policy_and_judge_take_turns(engine, model, shown, prompts, checkpoint, monkeypatch):
     """The judge sees the pictures, answers in its form, sleeps while the policy samples, and survives its updates."""
-    chat = judge.LocalChat(checkpoint, engine, max_context=400, max_tokens=60, schema=SHORT)
+    chat = LocalChat(checkpoint, max_context=400, max_tokens=60, schema=SHORT)
+    chat.start(engine)
     assert not engine.asleep
 
     def turn(text: str, *images) -> list[dict]:
@@ -465,7 +514,7 @@ def test_policy_and_judge_take_turns(engine, model, shown, prompts, checkpoint, 
     assert chat.process.poll() is None and chat.process.pid != os.getpid()
     chat.process.stdin.close()
     assert chat.process.wait(timeout=60) == 0
-    with pytest.raises((judge.VerifierUnreliable, ValueError)):
+    with pytest.raises((VerifierUnreliable, ValueError)):
         chat.batch(conversations)
     assert not engine.asleep
 
@@ -514,17 +563,18 @@ def rank_main(folder: str, tensor_parallel: int, out: Path) -> None:
     prompts, names = (make_prompts(processor) * 2)[mine], [f"q{i}" for i in range(10)][mine]
     judge = slow_judge(rank, 0.05 + 0.4 * rank)
     for step in (1, 2):
-        expected = with_barriers(engine, processor, prompts, names, ("run", step))
-        found = two_stages(engine, processor, prompts, names, GROUP, ("run", step), judge, reports_of)
-        assert (ids_of(found[0]), ids_of(found[2])) == (ids_of(expected[0]), ids_of(expected[2]))
-        assert (found[1], found[3]) == (expected[1], expected[3]) and any(found[2])
-        assert gap(model, processor, prompts, found[0]) < 1e-4
+        expected = with_barriers(engine, prompts, names, ("run", step))
+        found = continuous(engine, prompts, names, ("run", step), judge)
+        assert ids_of(samples_of(found)) == ids_of(samples_of(expected))
+        assert ids_of(retries_of(found)) == ids_of(retries_of(expected))
+        assert verdicts_of(found) == verdicts_of(expected) and any(retries_of(found))
+        assert gap(model, processor, prompts, samples_of(found)) < 1e-4
         engine.load_weights(updated(model).state_dict().items())
 
-    def broken(p, sample):
+    def broken(query, text):
         raise OSError("the judge is gone")
     try:
-        two_stages(engine, processor, prompts, names, GROUP, ("run", 3), broken, reports_of)
+        continuous(engine, prompts, names, ("run", 3), broken)
     except (OSError, RuntimeError) as error:
         assert "the judge is gone" in str(error)
     else:
@@ -532,7 +582,7 @@ def rank_main(folder: str, tensor_parallel: int, out: Path) -> None:
     assert not engine.busy
     assert gap(model, processor, prompts, engine.generate(requests(prompts))) < 1e-4
     assert engine.share(rank) == (0 if tensor_parallel == 2 else rank)
-    samples = [sample.ids for samples_G in found[0] + found[2] for sample in samples_G]
+    samples = [drawn.ids for drawn_G in samples_of(found) + retries_of(found) for drawn in drawn_G]
     (out / f"{rank}.json").write_text(json.dumps({
         "samples": samples, "replica": engine.replica, "replicas": engine.replicas, "leader": engine.leader}))
     dist.barrier()
