@@ -18,7 +18,6 @@ import torch
 from conftest import ALONE, ROOT, response_logprobs
 from PIL import Image
 
-import toy
 from data import DataError, Processor, Query, as_seen, batch_order, load_queries, save_queries
 
 
@@ -243,61 +242,10 @@ def test_many_bad_rows_are_counted_and_no_good_one_is_an_error(tmp_path, capsys)
     assert not capsys.readouterr().err
 
 
-# ------------------------------------------------------------------------------------------------ FineVision
-
-@pytest.fixture
-def finevision(tmp_path, picture):
-    """Folder with two subsets of FineVision's shape and brackets in a name; some rows are bad."""
-    def line(*texts, images=1) -> dict:
-        return {"texts": [{"user": user, "assistant": assistant} for user, assistant in texts], "facts": ["{}"] * 9,
-                "images": [{"bytes": picture(40, 32 + i), "path": "x.png"} for i in range(images)]}
-
-    broken = line(("?", "The answer is 3."))
-    broken["images"][0]["bytes"] = b"no picture"
-    good = line(("<image>\nhow many ?", "red 3 ; \\boxed{3}"), ("and ?", "5."))
-    toy.write_subset(tmp_path / "fv" / "geo(a+b)", [good, line(), broken], ("assistant", "user"))
-    toy.write_subset(tmp_path / "fv" / "vqa", [line(("<image_1><image_2> same ?", "Yes."), images=2),
-                                              line(("what ?", "nobody can say for sure what that may be"))])
-    return tmp_path / "fv"
-
-
-def test_parquet_of_finevisions_shape_is_read(finevision, processor, capsys):
-    first, second, two = load_queries(finevision)
-    assert (first.question, first.solution, first.answer, first.family) == (
-        "how many ?", "red 3 ; \\boxed{3}", "3", "geo(a+b)")
-    assert second.answer == "5" and second.images == first.images and second.id != first.id
-    assert two.answer == "Yes" and processor.prompt(two).ids.count(processor.image_id) == 2      # two pictures
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[-1].startswith("3 bad rows skipped, 3 read from")
-    for problem in (r"geo\(a\+b\)/train-00000-of-00001.parquet:1: no texts", "parquet:2: cannot read image of 10 bytes",
-                    "vqa/train-00000-of-00001.parquet:1: no final answer"):
-        assert any(re.search(problem, line) for line in lines), problem
-    assert [q.id for q in load_queries(f"{finevision}:geo(a+b)")] == [first.id, second.id]
-    assert len(load_queries(finevision / "vqa")) == 1
-    with pytest.raises(DataError, match="no parquet files in .*/none"):
-        load_queries(f"{finevision}:none")
-
-
-def test_a_parquet_file_that_is_none_is_a_bad_row(finevision, capsys):
-    (finevision / "vqa" / "train-00001-of-00001.parquet").write_bytes(b"PAR1 but not really")
-    assert len(load_queries(finevision)) == 3
-    assert "the file cannot be read" in capsys.readouterr().err
-
-
-def test_a_data_set_of_the_hub_is_streamed(finevision, monkeypatch):
-    import datasets
-    load = datasets.load_dataset
-
-    def local(name, subset, split, streaming, revision):
-        assert (name, split, streaming) == ("somebody/fv", "train", True)
-        return load("parquet", data_files=str(finevision / "vqa" / "*.parquet"), split=split, streaming=streaming)
-
-    monkeypatch.setattr(datasets, "load_dataset", local)
-    query, = load_queries("somebody/fv:vqa")
-    assert query.answer == "Yes" and len(query.images) == 2 and query.id == "vqa:0/0"
-    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: (_ for _ in ()).throw(ConnectionError("no\nnet")))
-    with pytest.raises(DataError, match="somebody/fv:vqa cannot be read: no net"):
-        load_queries("somebody/fv:vqa")
+@pytest.mark.parametrize("name", ["", "part.parquet"], ids=["folder", "parquet"])
+def test_what_is_no_jsonl_is_told_what_writes_one(tmp_path, name):
+    with pytest.raises(DataError, match=rf"^{tmp_path / name} is no JSONL file: python -m recipe.finevision "):
+        load_queries(tmp_path / name)
 
 
 def test_a_file_without_rows_and_no_file(tmp_path):
@@ -316,24 +264,6 @@ def test_a_strip_that_no_image_processor_takes(tmp_path, capsys):
 def test_16_bits_of_grey_are_not_cut_off():
     ramp = Image.fromarray(np.linspace(0, 65535, 256).astype(np.uint16)[None].repeat(8, 0))
     assert np.asarray(as_seen(ramp))[0, :, 0].tolist() == list(range(256))
-
-
-def test_a_damaged_row_group_costs_its_own_rows_and_each_is_counted(tmp_path):
-    from pyarrow import Table
-    from pyarrow.parquet import ParquetFile, write_table
-
-    from recipe.finevision import finevision_turns
-    file = tmp_path / "part.parquet"
-    texts = [{"texts": [{"user": f"how many {i} ?" * 20, "assistant": str(i)}]} for i in range(60)]
-    write_table(Table.from_pylist(texts), file, row_group_size=20, compression="none")
-    column = ParquetFile(file).metadata.row_group(1).column(0)
-    data = bytearray(file.read_bytes())
-    start = column.dictionary_page_offset or column.data_page_offset
-    data[start:start + column.total_compressed_size] = b"\xff" * column.total_compressed_size
-    file.write_bytes(data)
-    turns = list(finevision_turns(str(file)))
-    assert len(turns) == 60 and sum("bad" in turn for _, turn in turns) == 20
-    assert [i for i, (_, turn) in enumerate(turns) if "bad" in turn] == list(range(20, 40))
 
 
 def test_a_file_that_is_no_text(tmp_path):

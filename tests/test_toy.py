@@ -16,10 +16,9 @@ from PIL import Image
 
 import toy
 from toy import warm_start
-from data import load_queries
+from data import Query, load_queries
 from reward import report_leaks
 from toy import HIDDEN, MISCONCEPTION, Problem, ToyVerifier, draw_problem, make_query, solve
-from toy.warm_start import slip
 
 RED, BLUE = ("red", "circle"), ("blue", "square")
 SCENE = (RED, RED, RED, BLUE, BLUE, None, None, None, None)             # 3 red circles, 2 blue squares
@@ -117,10 +116,10 @@ def test_a_report_never_gives_the_answer_away():
         problem = draw_problem(family, rng)
         facts, wrong = problem.facts(HIDDEN), problem.facts(rng.choice([HIDDEN, MISCONCEPTION]))
         for _ in range(rng.randrange(3)):
-            slip(problem, wrong, rng)
+            warm_start.corrupt(problem, wrong, rng)
         response = solve(wrong, rng.choice(["canonical", "half", "guess"]))
         report = ToyVerifier(rng.choice(["solution", "answer"])).judge_facts(facts, response).report
-        query = toy.Query("q", [], problem.question, solve(facts), facts["answer"])
+        query = Query("q", [], problem.question, solve(facts), facts["answer"])
         reports += bool(report)
         if report and report_leaks(report, query, response):
             leaks.append((problem.question, response, report, facts["answer"]))
@@ -187,7 +186,7 @@ for family in ("ordinary", "shortcut", "balanced", "hard"):
 
 
 def test_queries_are_the_same_in_every_process():
-    root = str(Path(toy.__file__).parent)
+    root = str(Path(toy.__file__).parent.parent)
     shown = [subprocess.run([sys.executable, "-c", CODE], env={**os.environ, "PYTHONHASHSEED": salt}, cwd=root,
                             timeout=60, capture_output=True, text=True, check=True).stdout for salt in ("1", "2")]
     assert shown[0] == shown[1] and len(set(shown[0].split())) == 4
@@ -196,8 +195,8 @@ def test_queries_are_the_same_in_every_process():
 
 
 def test_the_exported_world_is_the_world(tmp_path):
-    subprocess.run([sys.executable, toy.__file__, "data", str(tmp_path), "--references", "canonical"], timeout=120,
-                   check=True, capture_output=True)
+    subprocess.run([sys.executable, "-m", "toy", "data", str(tmp_path), "--references", "canonical"], timeout=120,
+                   cwd=Path(toy.__file__).parent.parent, check=True, capture_output=True)
     for name, expected in (("train", toy.train_queries(references="canonical")), ("heldout", toy.heldout_queries())):
         read = load_queries(tmp_path / f"{name}.jsonl")
         for query, back in zip(expected, read, strict=True):
