@@ -26,6 +26,7 @@ from policy import Policy
 from toy import warm_start
 
 torch.set_num_threads(1)
+pytest.register_assert_rewrite("helpers")             # its assertions too tell what differs
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = str(ROOT / "toy" / "checkpoint")

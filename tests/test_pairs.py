@@ -421,7 +421,7 @@ def test_a_step_asks_for_its_own_pairs_and_pays_the_supporting_one(few):
     shares of the ranks."""
     processor = Processor(MODEL)
     config = contextrl.read_config(["--context_pairs", "toy", "--context_batch", "3", "--minibatches", "2",
-                                     "--seed", "5"])
+                                    "--seed", "5"])
 
     def asked(step: int, rank: int = 0, world: int = 1) -> list:
         run = SimpleNamespace(step=step - 1, rank=rank, world=world)

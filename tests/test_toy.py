@@ -1,4 +1,4 @@
-"""toy.py: the exact verifier is exact, its reports give nothing away,
+"""toy/: the exact verifier is exact, its reports give nothing away,
 and the world is what its docstring says.
 
 Guards against: lucky answers that pass at level solution, references that fail, hints in reports, queries
