@@ -38,7 +38,7 @@ from safetensors.torch import load_file, save_file
 import contextrl
 import toy
 from context_pairs import pairs
-from context_pairs.loss import auxiliary_loss, context_loss, context_metrics, letter_row, margins
+from context_pairs.loss import auxiliary_loss, context_loss, context_metrics, letter_row, margins, option_ids
 from context_pairs.pairs import (
     ContextPair,
     deal_letters,
@@ -61,7 +61,7 @@ def few() -> list[ContextPair]:
 
 
 def choices(some: list[ContextPair], processor: Processor) -> list:
-    ids = processor.option_ids()
+    ids = option_ids(processor)
     return [letter_row(processor.prompt(query_of_pair(p)), ids[p.letter],
                        ids[swap_options(p).letter]) for p in some]
 
@@ -106,7 +106,7 @@ def test_margins_are_those_of_the_plain_model_also_where_images_stand_inside_the
         query = query_of_pair(pair)
         prompt = processor.prompt(query)
         logits = plain_logits(policy.model, prompt.ids, prompt.images, processor)[-1]
-        best = [logits[processor.option_ids()[letter]].max()
+        best = [logits[option_ids(processor)[letter]].max()
                 for letter in (pair.letter, swap_options(pair).letter)]
         assert (right[i] - wrong[i]).item() == pytest.approx((best[0] - best[1]).item(), abs=1e-8)
 
@@ -134,7 +134,7 @@ def test_the_gradient_is_that_of_the_definition_and_is_added_to_grpos(checkpoint
         for pair in some:
             prompt = processor.prompt(query_of_pair(pair))
             logits = plain_logits(policy.model, prompt.ids, prompt.images, processor)[-1]
-            right, wrong = (logits[processor.option_ids()[x]].max()
+            right, wrong = (logits[option_ids(processor)[x]].max()
                             for x in (pair.letter, swap_options(pair).letter))
             losses.append(-torch.nn.functional.logsigmoid((right - wrong).clamp(-5, 5)))
         policy.optimizer.zero_grad()
@@ -269,11 +269,11 @@ def test_both_letters_have_the_same_forms(processor, monkeypatch):
         return processor.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     assert len(ids_of(" A")) == 1 and len(ids_of(" B")) == 2         # so the form with a blank would favour A
-    assert processor.option_ids() == {"A": ids_of("A"), "B": ids_of("B")}
+    assert option_ids(processor) == {"A": ids_of("A"), "B": ids_of("B")}
     words = ["red", "blue"]                                                # these have both forms
-    assert processor.option_ids(words) == {w: [*ids_of(w), *ids_of(f" {w}")] for w in words}
+    assert option_ids(processor, words) == {w: [*ids_of(w), *ids_of(f" {w}")] for w in words}
     with pytest.raises(DataError, match="no single tokens for the letters zx, qk"):
-        processor.option_ids(["zx", "qk"])
+        option_ids(processor, ["zx", "qk"])
 
 
 # ------------------------------------------------------------------------------------------------------ files
@@ -428,7 +428,7 @@ def test_a_step_asks_for_its_own_pairs_and_pays_the_supporting_one(few):
         return contextrl.auxiliary(SimpleNamespace(config=config, run=run, pairs=few,
                                                    processor=processor)).rows
 
-    letter_of_id = {i: letter for letter, ids in processor.option_ids().items() for i in ids}
+    letter_of_id = {i: letter for letter, ids in option_ids(processor).items() for i in ids}
     seen = []
     for row in asked(1) + asked(2):
         pair = next(p for p in few if query_of_pair(p).images == row.prompt.images)

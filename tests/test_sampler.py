@@ -11,7 +11,7 @@ import torch
 from conftest import plain_logits, response_logprobs
 
 import toy
-from data import Query, retry_message
+from data import Query, retry_message, retry_template
 from policy import Policy
 from sampler import HFEngine, Request, Rollout, Sample, SampleStatus, resample, sample, seed_of
 
@@ -230,8 +230,8 @@ def test_stage2_asks_one_retry_per_negative_with_its_own_report(policy, processo
         return Sample(ids, [0.0] * len(ids), SampleStatus.COMPLETED, text)
 
     failures = [[failed("red 1"), failed("red 2")], [], [failed("blue 7")]]
-    messages = [[retry_message(report, toy.RETRY_PROMPT.strip()) for report in reports]
-                for reports in (["red is not 1 .", ""], [], ["blue is not 7"])]
+    messages = [[retry_message(report, toy.RETRY_PROMPT) for report in reports]
+                for reports in (["red is not 1", ""], [], ["blue is not 7"])]
     retries = stage2(engine, prompts[:3], "abc", failures, messages, (0, 1))
     assert [len(r) for r in retries] == [2, 0, 1] and all(r.stage == 2 for part in retries for r in part)
     shown = [processor.tokenizer.decode(request.prompt.ids) for request in engine.asked]
@@ -252,5 +252,7 @@ def test_stage2_asks_one_retry_per_negative_with_its_own_report(policy, processo
 
 
 def test_a_report_is_put_into_the_message_as_it_is():
-    said = retry_message("{red} is not {0} {report} ...", toy.RETRY_PROMPT.strip())
-    assert said.startswith("A reviewer found mistakes : {red} is not {0} {report} . Solve")
+    report = "{red} is not {0} {report} ..."
+    assert f" : {report} . Solve it again" in retry_message(report, toy.RETRY_PROMPT)
+    assert f":\n\n{report}\n\nSolve the problem again" in retry_message(f"\n{report} ", retry_template())
+    assert "report" not in retry_message("", retry_template())

@@ -45,8 +45,9 @@ from sampler import (
     resample,
     sample,
     seed_of,
-    two_stages,
 )
+from training.checkpoint import save_processor
+from training.continuous import two_stages
 
 try:
     import vllm
@@ -80,7 +81,7 @@ def nasty(checkpoint, tmp_path_factory) -> str:
     model.resize_token_embeddings(model.config.text_config.vocab_size + 270)
     model.save_pretrained(folder)
     processor = Processor(checkpoint, max_pixels=MAX_PIXELS)
-    processor.save(folder)
+    save_processor(processor, folder)
     (folder / "generation_config.json").write_text(json.dumps({
         "do_sample": True, "temperature": 0.1, "top_p": 0.1, "top_k": 1, "repetition_penalty": 5.0,
         "eos_token_id": [processor.eos_id, *range(100, 400)], "pad_token_id": processor.pad_id}))
