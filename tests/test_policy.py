@@ -56,7 +56,7 @@ def test_fused_log_probs_train_like_those_of_the_definition(checkpoint, processo
     found = []
     monkeypatch.setattr(grpo, "CHUNK_ROWS", [50] * 2)
     for function in (grpo.token_logprob, partial(grpo.token_logprob, keep_bytes=0),
-                     lambda h, weight, targets, temperature, _, forbidden:
+                     lambda h, weight, targets, temperature, return_entropy, forbidden:
                      grpo.naive_token_logprob(h, weight, targets, temperature, forbidden)):
         monkeypatch.setattr(grpo, "token_logprob", function)
         policy, rows, sums = Policy(checkpoint, processor, dtype=dtype), make_rows(processor, picture), {}

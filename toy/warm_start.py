@@ -167,10 +167,18 @@ def build_checkpoint(folder: Path) -> None:
          "image_mean": [0.5] * 3, "image_std": [0.5] * 3}, indent=2) + "\n")
 
 
-CHAT_TEMPLATE = r"""\ {%- for message in messages -%} <|im_start|>{{ message.role }} {% if message.content is
-string %}{{ message.content }}{% else -%} {%- for part in message.content -%} {%- if part.type == 'image'
--%}<|vision_start|><|image_pad|><|vision_end|>{%- else -%}{{ part.text }}{%- endif -%} {%- endfor -%} {%-
-endif %}<|im_end|> {% endfor -%} {%- if add_generation_prompt %}<|im_start|>assistant {% endif -%}"""
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+<|im_start|>{{ message.role }}
+{% if message.content is string %}{{ message.content }}{% else -%}
+{%- for part in message.content -%}
+{%- if part.type == 'image' -%}<|vision_start|><|image_pad|><|vision_end|>
+{%- else -%}{{ part.text }}{%- endif -%}
+{%- endfor -%}
+{%- endif %}<|im_end|>
+{% endfor -%}
+{%- if add_generation_prompt %}<|im_start|>assistant
+{% endif -%}"""
 
 
 def warm_start(out: Path, steps: int, seed: int, rows_per_step: int = 96, retries_per_step: int = 40) -> None:
