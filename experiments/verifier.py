@@ -155,7 +155,8 @@ def verifier_table(errors: Errors) -> str:
         for context, kinds in levels.items():
             wrong = kinds["wrong answers"]
             accepted = wrong if not wrong["n"] else wrong | {
-                "rejected": 100 - wrong["rejected"], "interval": [100 - x for x in reversed(wrong["interval"])]}
+                "rejected": 100 - wrong["rejected"],
+                "interval": [100 - x for x in reversed(wrong["interval"])]}
             table.append([name, context, cell(kinds["false positives"]), cell(kinds["sound"]), cell(accepted),
                           ", ".join(str(kind["failed"]) for kind in kinds.values())])
     for name, flagged in PAPER_FLAGGED.items():
@@ -192,9 +193,10 @@ def verifier_figure(errors: Errors, target: Path) -> None:
                 if value is not None:
                     error = [[max(value - span[0], 0)], [max(span[1] - value, 0)]] if span else None
                     place = c + (i - (len(bars) - 1) / 2) * width
-                    axis.bar(place, value, 0.92 * width, yerr=error, capsize=2, label=name if c == 0 else None,
+                    axis.bar(place, value, 0.92 * width, yerr=error, capsize=2, label="" if c else name,
                              color=f"C{i}" if name in errors else ("0.55", "0.75")[i % 2])
-                    axis.text(place, (span[1] if span else value) + 1.5, f"{value:.0f}", ha="center", fontsize=8)
+                    axis.text(place, (span[1] if span else value) + 1.5, f"{value:.0f}", ha="center",
+                              fontsize=8)
         axis.set(xticks=range(len(CONTEXTS)), xticklabels=[f"told: {c}" for c in CONTEXTS], ylim=(0, 115))
     axes[0].set_title("false positives flagged, %")
     axes[1].set_title("good reasoning rejected, %")
@@ -242,8 +244,8 @@ def measure_errors(args: argparse.Namespace) -> None:
         raise DataError("no response was judged: every verdict failed")
     odd = sum(sound and not answers_match(query, text) for query, text, sound in items)
     if odd:
-        print(f"{odd} responses are labelled sound although their final answer is not the reference's by rule",
-              file=sys.stderr)
+        print(f"{odd} responses are labelled sound although their final answer is not the reference's by "
+              "rule", file=sys.stderr)
     kinds = next(iter(next(iter(errors.values())).values()))
     print(", ".join(f"{part['n'] + part['failed']} {kind}" for kind, part in kinds.items())
           + (f" (seeds {', '.join(map(str, args.seeds))})" if not args.responses else "")

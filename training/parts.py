@@ -74,6 +74,10 @@ def load_context_pairs(name: str, seed: int) -> list[ContextPair]:
     return deal_letters(toy.train_pairs(), seed) if name == "toy" else load_pairs(name, seed)
 
 
+def load_heldout_pairs(name: str) -> list[ContextPair]:
+    return toy.heldout_pairs() if name in BUILT_IN else load_pairs(name)
+
+
 def is_built_in(queries: Sequence[Query]) -> bool:
     """Whether all of them are of the built-in world, so that its exact verifier can judge them."""
     return all(toy.can_judge(query) or query.facts.get("rule") for query in queries)
