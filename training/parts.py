@@ -88,6 +88,12 @@ def counted_families(queries: Sequence[Query]) -> set[str] | None:
     return toy.COUNTED if toy.COUNTED & {query.family for query in queries} else None
 
 
+def data_note(queries: Sequence[Query]) -> str:
+    """What a reader of the run's report has to know of its data."""
+    return (f"In the built-in world {', '.join(toy.HIDDEN)} are made-up words about which the start policy was "
+            "taught something false.") if is_built_in(queries) else ""
+
+
 def retry_prompt(file: str, queries: Sequence[Query]) -> str:
     """The words of stage 2: of a file, else those that the policy of the built-in world knows, else the default."""
     return toy.RETRY_PROMPT.strip() if not file and is_built_in(queries) else retry_template(file)
@@ -183,6 +189,7 @@ def assemble(config: Config, run: RunFolder, device: str) -> Parts:
     if samples:
         engine = policy_engine(config, processor, policy)
         start_judge(verifier, engine)
+    config.note = config.note or data_note(queries)
     run.open(config)
     return Parts(config, run, queries, heldout, pairs, recorded, template, processor, policy, engine, verifier,
                  exact_verifier)
