@@ -1,11 +1,13 @@
-"""Stage 1, judge, stage 2, judge: as one continuous vLLM batch against one after the other, on the built-in world.
+"""Stage 1, judge, stage 2, judge: as one continuous vLLM batch against one after the other, on the built-in
+world.
 
     python tests/benchmark_continuous.py [--queries 32] [--rounds 6] [--step_ms 0 30]
 
-Each round collects the same batch both ways with the same seeds (their order changes from round to round); the judge
-is the world's exact verifier, held up for 0.5 to 2 s by a draw that depends on the response alone.  --step_ms holds up
-each decoding step to at least that time, as a large model on a GPU would take; 0 is this machine's own speed.
-Printed: seconds of both, their ratio per round, and how many responses differ in their ids, out of how many.
+Each round collects the same batch both ways with the same seeds (their order changes from round to round);
+the judge is the world's exact verifier, held up for 0.5 to 2 s by a draw that depends on the response
+alone.  --step_ms holds up each decoding step to at least that time, as a large model on a GPU would take; 0
+is this machine's own speed.  Printed: seconds of both, their ratio per round, and how many responses differ
+in their ids, out of how many.
 """
 
 import argparse

@@ -1,21 +1,24 @@
-"""Log-prob of the sampled token from hidden states and head weight: time, memory, error of grpo.py's and of its peers.
+"""Log-prob of the sampled token from hidden states and head weight: time, memory, error of grpo.py's and of
+its peers.
 
     python tests/benchmark_logprob.py             all shapes on one CUDA GPU in bf16; one small shape on a CPU in fp32
     python tests/benchmark_logprob.py --hidden 4096 --modes token --minutes 9
     python tests/benchmark_logprob.py --check     seconds: only the errors, at small sizes
 
-Peers take part if they are installed: liger-kernel, cut-cross-entropy, quack-kernels; of verl and trl one file each is
-loaded, so that `pip install --no-deps verl trl` will do.  TRITON_INTERPRET=1 runs some Triton peers without a GPU.
+Peers take part if they are installed: liger-kernel, cut-cross-entropy, quack-kernels; of verl and trl one
+file each is loaded, so that `pip install --no-deps verl trl` will do.  TRITON_INTERPRET=1 runs some Triton
+peers without a GPU.
 
     token     log-prob of each token, backward with a gradient drawn for each token
     scalar    mean cross entropy, backward with 1: all that some peers can do, and may do with fewer operations
     grpo      from hidden states to the clipped loss with KL.  tf32: torch's float32 matmul precision high, not highest
 
-Each implementation is tried in a process of its own first: for the peak of memory beyond what is resident with the
-inputs (CUDA, or Linux), for the errors of the first rows (256, on a CPU 64) against fp64, and for the time of the
-first call, which compiles.  Then all take turns; `x ours` is the median over the rounds of the ratio to `ours`.  The
-limit is the time of the matrix products alone, at the best rate that one large product reached at the start of this
-run or in its own turns: 2 N H V operations forward, 6 with backward, also for what spends 8 on making logits twice.
+Each implementation is tried in a process of its own first: for the peak of memory beyond what is resident
+with the inputs (CUDA, or Linux), for the errors of the first rows (256, on a CPU 64) against fp64, and for
+the time of the first call, which compiles.  Then all take turns; `x ours` is the median over the rounds of
+the ratio to `ours`.  The limit is the time of the matrix products alone, at the best rate that one large
+product reached at the start of this run or in its own turns: 2 N H V operations forward, 6 with backward,
+also for what spends 8 on making logits twice.
 """
 
 import argparse
@@ -56,7 +59,7 @@ NOTES = {"ours": "any gradient, entropy too; 6 N H V operations where E is kept,
          "Liger GRPO": "8, of it the backward products in fp32; all gradients made in the forward pass"}
 
 
-# ------------------------------------------------------- implementations: data -> log-probs [N], or in the end a scalar
+# --------------------------------------------- implementations: data -> log-probs [N], or in the end a scalar
 
 def ours(d, keep=1.0):
     return grpo.token_logprob(d.h, d.W, d.y, keep_bytes=int(keep * d.h.element_size() * len(d.h) * len(d.W)))
@@ -115,7 +118,8 @@ def trl(d):
 
 
 def stand_ins(package, modules, instead=False):
-    """Empty modules in place of a package's own, so that one of its files can be imported without all the others."""
+    """Empty modules in place of a package's own, so that one of its files can be imported without all the
+    others."""
     if package in sys.modules:
         return
     spec = importlib.util.find_spec(package)
@@ -146,10 +150,11 @@ MODES = {
              "TRL tf32": partial(loss, trl), "Liger GRPO": liger_grpo, "Liger GRPO tf32": liger_grpo}}
 
 
-# ---------------------------------------------------------------------------------------------------- measuring
+# -------------------------------------------------------------------------------------------------- measuring
 
 def make_data(args, mode, hidden, tokens):
-    """Logits of standard deviation 3, targets drawn evenly; or `peaked`: median probability of the target 0.99."""
+    """Logits of standard deviation 3, targets drawn evenly; or `peaked`: median probability of the target
+    0.99."""
     torch.manual_seed(0)
     torch.compiler.reset()                              # after some shapes the compiler would give up and run eagerly
     h, W = (torch.randn(rows, hidden, device=DEVICE, dtype=args.dtype) for rows in (tokens, args.vocabulary))
@@ -160,7 +165,8 @@ def make_data(args, mode, hidden, tokens):
     if mode == "grpo":
         length = math.gcd(tokens, 1024)
         d.A = d.A[::length].repeat_interleave(length)                            # one advantage for each response
-        # Ratios stay away from the clip bounds: at one, an error of logp however small would decide about a gradient.
+        # Ratios stay away from the clip bounds: at one, an error of logp however small would decide about a
+        # gradient.
         offsets = torch.tensor([-0.5, -0.05, 0.05, 0.5], device=DEVICE)[torch.randint(4, (2, tokens), device=DEVICE)]
         d.old, d.ref = grpo.token_logprob(d.h, d.W, d.y) + offsets
     return d
@@ -313,7 +319,7 @@ def take_turns(args, rows, product, deadline):
             row["x ours"] = statistics.median(a[1] / b[1] for a, b in zip(row["times"], base)) if base else None
 
 
-# ------------------------------------------------------------------------------------------------------- output
+# ----------------------------------------------------------------------------------------------------- output
 
 def table(rows):
     columns = ("mode", "H x N", "implementation", "forward ms (20 %, 80 %)", "limit / time", "forward + backward ms",
@@ -425,7 +431,8 @@ def main():
     clean()
     print(f"product {product / 1e12:.4g} TFLOP/s, copy {copy / 1e9:.4g} GB/s", flush=True)
     deadline, result = begin + 60 * args.minutes, {"title": title, "versions": versions, "copy": copy, "rows": rows}
-    # A GPU's allocator forgets, a CPU's does not: there, a process for each shape.  Half of the time is for the turns.
+    # A GPU's allocator forgets, a CPU's does not: there, a process for each shape.  Half of the time is for
+    # the turns.
     for group in groups(rows, "name", *(["mode"] if CUDA else SHAPE)):
         try_alone(group, begin + 30 * args.minutes)
     left = sum(row["hidden"] * row["tokens"] for row in rows)

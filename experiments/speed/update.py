@@ -1,23 +1,24 @@
-"""The policy update alone, on random weights in Qwen3-VL shapes: tokens/s, model FLOPs utilisation, peak memory.
+"""The policy update alone, on random weights in Qwen3-VL shapes: tokens/s, model FLOPs utilisation, peak
+memory.
 
     python tests/benchmark_update.py                     2b, 4b and 8b on one CUDA GPU, some ten minutes
     python tests/benchmark_update.py --sizes 8b --tokens 8192 --modes ours
     python tests/benchmark_update.py --sizes tiny        a few seconds on a CPU: checks the script
 
-Needs neither vLLM nor a download.  What is timed is Policy.gradient(): forward and backward pass of all micro-batches
-of a batch of groups, sharded over a mesh of one (fp32 master weights, bf16 compute).  A group is one picture of
-1024 x 1024 pixels (1024 tokens), a question, and 8 responses whose lengths are drawn from a log-normal (median 400,
-sigma 0.8, 32 to 2048): the spread that padding suffers from.  Modes:
+Needs neither vLLM nor a download.  What is timed is Policy.gradient(): forward and backward pass of all
+micro-batches of a batch of groups, sharded over a mesh of one (fp32 master weights, bf16 compute).  A group
+is one picture of 1024 x 1024 pixels (1024 tokens), a question, and 8 responses whose lengths are drawn from a
+log-normal (median 400, sigma 0.8, 32 to 2048): the spread that padding suffers from.  Modes:
 
     ours      a group is one row, rows end to end, FlexAttention
     apart     one response per row (its prompt repeated), rows end to end, FlexAttention
     padded    one response per row, rows padded to the longest, dense mask: what trainers without packing do
 
-Modes take turns within a size (--rounds), after one round that is not counted: it compiles.  FLOPs are those of the
-tokens of `ours`: 6 per weight and token, the head on response tokens only, attention over the pairs that the mask
-shows; recomputation under checkpointing is not counted.  So a mode's speed ratio is also its ratio of utilisation.
-Their gradient norms are compared (5 %).  The peak of 989 TFLOP/s is that of an H100 or H200.  On a CPU all modes use
-the dense mask and utilisation is not computed.
+Modes take turns within a size (--rounds), after one round that is not counted: it compiles.  FLOPs are those
+of the tokens of `ours`: 6 per weight and token, the head on response tokens only, attention over the pairs
+that the mask shows; recomputation under checkpointing is not counted.  So a mode's speed ratio is also its
+ratio of utilisation.  Their gradient norms are compared (5 %).  The peak of 989 TFLOP/s is that of an H100 or
+H200.  On a CPU all modes use the dense mask and utilisation is not computed.
 """
 
 import argparse
@@ -42,7 +43,8 @@ from policy import Policy, Row, UpdateSettings, tree_mask
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets" / "toy"
 PEAK = 989e12          # dense bf16 FLOP/s of an H100 or H200 by its data sheet
-# hidden, intermediate, layers, heads, key-value heads, tied head; vision: depth, hidden, intermediate, heads, deepstack
+# hidden, intermediate, layers, heads, key-value heads, tied head; vision: depth, hidden, intermediate, heads,
+# deepstack
 SHAPES = {"tiny": ((128, 384, 4, 4, 2, True), (2, 64, 128, 4, [0])),
           "2b": ((2048, 6144, 28, 16, 8, True), (24, 1024, 4096, 16, [5, 11, 17])),
           "4b": ((2560, 9728, 36, 32, 8, True), (24, 1024, 4096, 16, [5, 11, 17])),
