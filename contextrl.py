@@ -1,7 +1,7 @@
 """ContextRL: context-augmented reinforcement learning for vision-language models (arXiv 2602.22623).
 
     torchrun contextrl.py                                        the built-in world, to the end, on a laptop
-    torchrun --nproc-per-node 8 contextrl.py settings/paper.json --data train.jsonl --verifier http://HOST:8000/v1
+    torchrun --nproc-per-node 8 contextrl.py settings/paper.json --data train.jsonl --verifier http://HOST/v1
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 contextrl.py ...
     (the same command, with --output_dir) --resume               goes on from the last checkpoint
     python contextrl.py --help                                   every setting
@@ -39,9 +39,10 @@ from data import DataError, Query, next_items, retry_message
 from eval import evaluate_queries, summarise, table
 from policy import Auxiliary, all_gather, all_sum
 from reward import JudgeError, Verdict, VerifierLike, VerifierUnreliable, is_independent
-from sampler import Engine, Rollout, Sample, on_leader, resample, sample, two_stages
+from sampler import Engine, Rollout, Sample, on_leader, resample, sample
 from tools.files import write_whole
 from training.config import Config, read_config
+from training.continuous import two_stages
 from training.parts import RULE, Parts, assemble, counted_families, takes_turns
 from training.report import write_report
 from training.rollouts import judge_metrics, rollout_of_row, rollout_row, statistics
@@ -50,17 +51,19 @@ from training.run_folder import RunFolder
 # Axis letters: _P query (prompt) of the batch, _G member of its group.
 
 
-# -------------------------------------------------------------------------------------------------- the method
+# ------------------------------------------------------------------------------------------------- the method
 
 def collect(rollouts_P: list[Rollout], step: int, p: Parts) -> None:
     """Sample, verify, resample, filter, roll back: everything before the update, for one batch of queries."""
     config, engine, seed_key = p.config, p.engine, (p.config.seed, step)
 
     def retry_messages(rollout: Rollout) -> list[str]:
-        """What stage 2 says to each member; []: no stage 2, because there is a positive, or a verdict is missing."""
+        """What stage 2 says to each member; []: no stage 2, because there is a positive, or a verdict is
+        missing."""
         if not (config.stage2 and rollout.hard):
             return []
-        return [retry_message(v.report if config.report else "", p.retry_template) for v in rollout.verdicts_G]
+        reports_G = [verdict.report if config.report else "" for verdict in rollout.verdicts_G]
+        return [retry_message(report, p.retry_template) for report in reports_G]
 
     if config.engine == "vllm" and not config.barrier and not takes_turns(p.verifier):
         # The same as below without the waiting in between: one continuous batch.
@@ -68,28 +71,30 @@ def collect(rollouts_P: list[Rollout], step: int, p: Parts) -> None:
                    config.judge_concurrency)
     else:
         sample(engine, rollouts_P, config.group_size, seed_key)
-        for rollout, verdicts_G in zip(rollouts_P, verify(engine, p.verifier, rollouts_P, stage=1), strict=True):
-            rollout.verdicts_G = verdicts_G
+        verify(engine, p.verifier, rollouts_P)
         hard_P = [rollout for rollout in rollouts_P if retry_messages(rollout)]
         resample(engine, hard_P, [retry_messages(rollout) for rollout in hard_P], seed_key)
-        for rollout, verdicts_G in zip(hard_P, verify(engine, p.verifier, hard_P, stage=2), strict=True):
-            rollout.retry_verdicts_G = verdicts_G
+        verify(engine, p.verifier, hard_P, retries=True)
     for rollout in rollouts_P:
         rollout.kept_G = [verdict.correct and is_independent(retry.text) for retry, verdict
                           in zip(rollout.retries_G, rollout.retry_verdicts_G, strict=True)]
         rollout.group = roll_back(rollout, config)
 
 
-def verify(engine: Engine, verifier: VerifierLike, rollouts_P: list[Rollout], stage: int) -> list[list[Verdict]]:
-    """All responses of a stage in one call of the verifier -> verdicts_P_G."""
-    drawn_P_G = [r.samples_G if stage == 1 else r.retries_G for r in rollouts_P]
-    pairs = [(r.query, s.text) for r, drawn_G in zip(rollouts_P, drawn_P_G, strict=True) for s in drawn_G]
+def verify(engine: Engine, verifier: VerifierLike, rollouts_P: list[Rollout], retries: bool = False) -> None:
+    """All responses of a stage in one call of the verifier: fills verdicts_G, or retry_verdicts_G."""
+    pairs = [(r.query, s.text) for r in rollouts_P for s in (r.retries_G if retries else r.samples_G)]
     verdicts = iter(on_leader(engine, lambda: verifier.judge(*map(list, zip(*pairs)))) if pairs else [])
-    return [[next(verdicts) for _ in drawn_G] for drawn_G in drawn_P_G]
+    for r in rollouts_P:
+        if retries:
+            r.retry_verdicts_G = [next(verdicts) for _ in r.retries_G]
+        else:
+            r.verdicts_G = [next(verdicts) for _ in r.samples_G]
 
 
 def roll_back(r: Rollout, config: Config) -> grpo.Group:
-    """Context rollback: the kept retries become further responses to the ORIGINAL prompt; ids stay as sampled."""
+    """Context rollback: the kept retries become further responses to the ORIGINAL prompt; ids stay as
+    sampled."""
     def member(drawn: Sample, verdict: Verdict) -> grpo.Member:
         reward = verdict.reward
         if reward is not None and config.method == "dapo":
@@ -97,7 +102,8 @@ def roll_back(r: Rollout, config: Config) -> grpo.Group:
         return grpo.Member(drawn.ids, drawn.logprobs, reward)
 
     sampled = [member(s, v) for s, v in zip(r.samples_G, r.verdicts_G, strict=True)]
-    recovered = [member(s, v) for s, v, kept in zip(r.retries_G, r.retry_verdicts_G, r.kept_G, strict=True) if kept]
+    recovered = [member(s, v) for s, v, kept
+                 in zip(r.retries_G, r.retry_verdicts_G, r.kept_G, strict=True) if kept]
     return grpo.form_group(r.prompt, sampled, recovered, config.mixed_scale, r.query.id)
 
 
@@ -105,8 +111,8 @@ def roll_back(r: Rollout, config: Config) -> grpo.Group:
 # Each -> (this rank's share of the step's rollouts, their metrics); moves the run's data cursor.
 
 def sampled(p: Parts) -> tuple[list[Rollout], dict]:
-    """By the policy as it is.  DAPO's dynamic sampling draws further queries until every rank has its share of groups
-    with variance, at most `refill_rounds` times; other methods take one round."""
+    """By the policy as it is.  DAPO's dynamic sampling draws further queries until every rank has its share
+    of groups with variance, at most `refill_rounds` times; other methods take one round."""
     config, run, engine = p.config, p.run, p.engine
     rollouts: list[Rollout] = []
     times: Counter = Counter()
@@ -118,8 +124,8 @@ def sampled(p: Parts) -> tuple[list[Rollout], dict]:
         for query in batch:
             times[query.id] += 1
             names.append(query.id if times[query.id] == 1 else f"{query.id}, time {times[query.id]}")
-        mine = slice(engine.replica, None, engine.replicas)
-        rollouts_P = [Rollout(q, p.processor.prompt(q), name) for q, name in zip(batch[mine], names[mine], strict=True)]
+        mine = list(zip(batch, names, strict=True))[engine.replica::engine.replicas]
+        rollouts_P = [Rollout(query, p.processor.prompt(query), name) for query, name in mine]
         raise_on_all_ranks(collect, rollouts_P, run.step + 1, p)
         rollouts += rollouts_P
         useful = sum(r.group.kind is grpo.GroupKind.ONLINE for r in rollouts)
@@ -141,36 +147,38 @@ def recorded(p: Parts) -> tuple[list[Rollout], dict]:
 
 
 def references(p: Parts) -> tuple[list[Rollout], dict]:
-    """SFT in the same code: a group of one, the reference, with advantage 1; the gradient is that of -logp."""
-    def group(query: Query) -> grpo.Group:
-        reference = grpo.Member(p.processor.encode_response(query.solution), [], 1.0, advantage=1.0)
-        return grpo.Group(p.processor.prompt(query), [reference], grpo.GroupKind.ONLINE, query.id)
+    """SFT in the same code: a group of one, the reference, with advantage 1; the gradient is that of
+    -logp."""
+    def reference(query: Query) -> Rollout:
+        member = grpo.Member(p.processor.encode_response(query.solution), [], 1.0, advantage=1.0)
+        prompt = p.processor.prompt(query)
+        return Rollout(query, prompt, query.id,
+                       group=grpo.Group(prompt, [member], grpo.GroupKind.ONLINE, query.id))
 
     batch = next_items(p.queries, p.run.cursor, p.config.queries_per_step, p.config.seed)
     p.run.cursor += len(batch)
-    groups = [group(query) for query in batch[p.run.rank::p.run.world]]
-    return [Rollout(query, g.prompt, query.id, group=g)
-            for query, g in zip(batch[p.run.rank::p.run.world], groups, strict=True)], {}
+    return [reference(query) for query in batch[p.run.rank::p.run.world]], {}
 
 
 def raise_on_all_ranks(work, *arguments):
-    """work(*arguments) on every rank.  If the verifier gives up on one of them all stop, and none waits for ever."""
+    """work(*arguments) on every rank.  If the verifier gives up on one of them all stop, and none waits for
+    ever."""
     result, failure = None, ""
     try:
         result = work(*arguments)
     except VerifierUnreliable as error:
         failure = str(error)
-    for failure in all_gather(failure):
-        if failure:
-            raise VerifierUnreliable(failure)
+    failures = list(filter(None, all_gather(failure)))
+    if failures:
+        raise VerifierUnreliable(failures[0])
     return result
 
 
 # --------------------------------------------------------------------------------------------------- one step
 
 def update(p: Parts, rollouts: list[Rollout]) -> dict:
-    """The optimiser steps of one batch -> metrics.  The engine's memory is the trainer's meanwhile; then it gets the
-    new weights."""
+    """The optimiser steps of one batch -> metrics.  The engine's memory is the trainer's meanwhile; then it
+    gets the new weights."""
     if p.engine:
         p.engine.sleep()
     step = p.run.step + 1
@@ -205,10 +213,12 @@ def self_check(run: RunFolder, metrics: dict) -> None:
 
 
 def evaluate(p: Parts, at_ends: bool) -> dict:
-    """Accuracies on the held-out queries at T = 1; at the start and the end greedy ones as well.  {} without any."""
+    """Accuracies on the held-out queries at T = 1; at the start and the end greedy ones as well.  {} without
+    any."""
     def summary(temperature: float) -> dict:
-        records = raise_on_all_ranks(evaluate_queries, p.engine, p.processor, p.heldout, p.exact_verifier, RULE,
-                                     temperature, (p.config.seed, p.run.step, "evaluation"), p.run.rank > 0)
+        seed_key = (p.config.seed, p.run.step, "evaluation")
+        records = raise_on_all_ranks(evaluate_queries, p.engine, p.processor, p.heldout, p.exact_verifier,
+                                     RULE, temperature, seed_key, p.run.rank > 0)
         shares = all_gather(records if p.engine.leader else [])
         return summarise([record for share in shares for record in share], counted_families(p.heldout))
 
@@ -217,12 +227,13 @@ def evaluate(p: Parts, at_ends: bool) -> dict:
     return {"eval": summary(1.0)} | ({"eval_greedy": summary(0.0)} if at_ends else {})
 
 
-# -------------------------------------------------------------------------------------------------------- loop
+# ------------------------------------------------------------------------------------------------------- loop
 
 def train(config: Config) -> Path:
     """-> the run folder.  All ranks run the same lines; the order of the verbs is the paper's."""
     p = assemble(config, *dist_init(config))
-    run, next_rollouts = p.run, (references if config.method == "sft" else recorded if p.recorded else sampled)
+    run = p.run
+    next_rollouts = references if config.method == "sft" else recorded if p.recorded else sampled
     if run.step == 0 and not run.checkpoint:
         run.log({"step": 0} | evaluate(p, at_ends=True))
 
@@ -232,7 +243,8 @@ def train(config: Config) -> Path:
             began = time.time()
             rollouts, metrics = next_rollouts(p)
             metrics = {"step": run.step + 1} | metrics | judge_metrics(p.verifier)
-            run.append("rollouts.jsonl", [rollout_row(r, run.step + 1, run.folder) for r in rollouts if r.samples_G])
+            run.append("rollouts.jsonl", [rollout_row(r, run.step + 1, run.folder)
+                                          for r in rollouts if r.samples_G])
             run.tokens_sampled += int(metrics.get("tokens_sampled", 0))
 
             # Train; the engine gets the new weights.
@@ -249,8 +261,8 @@ def train(config: Config) -> Path:
             if run.checkpoint_is_due():
                 run.save(p.policy)
             bar.update()
-            bar.set_postfix({name: f"{metrics[name]:.2f}" for name in ("reward", "hard_share", "recovered_share")
-                             if metrics.get(name) is not None})
+            shown = ("reward", "hard_share", "recovered_share")
+            bar.set_postfix({k: f"{metrics[k]:.2f}" for k in shown if metrics.get(k) is not None})
     if run.step == config.steps:
         finish(p)
     return run.folder
@@ -261,15 +273,16 @@ def progress_bar(p: Parts) -> tqdm:
 
 
 def dist_init(config: Config) -> tuple[RunFolder, str]:
-    """-> (run folder, not made yet; device name).  With and without torchrun; one CPU process needs no group."""
+    """-> (run folder, not made yet; device name).  With and without torchrun; one CPU process needs no
+    group."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     cuda = config.on_cuda()
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if cuda else "cpu"
     if cuda:
         torch.cuda.set_device(device)
-    if cuda or world > 1:                        # one GPU is a mesh of one: the same mixed precision as on many
-        alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if world == 1 else {}
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(minutes=60), **alone)
+    if cuda or world > 1:                      # one GPU is a mesh of one: the same mixed precision as on many
+        alone: dict = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if world == 1 else {}
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(hours=1), **alone)
     replicas = world // config.tensor_parallel
     if world % config.tensor_parallel:
         raise DataError(f"--tensor_parallel {config.tensor_parallel} does not divide {world} ranks")
@@ -307,7 +320,7 @@ def main() -> None:
         train(read_config(sys.argv[1:]))
     except (DataError, JudgeError) as error:
         rank = int(os.environ.get("RANK", 0))
-        if rank:                    # most errors are those of all ranks: rank 0 says it and torchrun ends the others
+        if rank:             # most errors are those of all ranks: rank 0 says it and torchrun ends the others
             time.sleep(5)
         print(f"error{f' on rank {rank}' if rank else ''}: {error}", file=sys.stderr)
         sys.exit(2)
@@ -316,8 +329,8 @@ def main() -> None:
             print(f"stopped: {error}; --resume goes on from the last checkpoint", file=sys.stderr)
         sys.exit(3)
     finally:
-        gc.collect()                # gloo aborts a process whose group goes while a sharded model still holds it
-        if dist.is_initialized() and "vllm" not in sys.modules:        # vLLM clears up at exit, the groups included
+        gc.collect()             # gloo aborts a process whose group goes while a sharded model still holds it
+        if dist.is_initialized() and "vllm" not in sys.modules:  # vLLM clears up at exit, the groups included
             dist.destroy_process_group()
 
 

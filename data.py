@@ -1,4 +1,5 @@
-"""Queries: image(s) + question + the FULL reference solution + the final answer, and how a model is shown them.
+"""Queries: image(s) + question + the FULL reference solution + the final answer, and how a model is shown
+them.
 
 ContextRL (arXiv 2602.22623) needs more of a data set than plain RL does: the verifier reads the whole
 worked solution, not the final answer alone (paper, section 3.1).  A data file is JSONL, one query a line:
@@ -13,10 +14,10 @@ keep engine and trainer on the same input:
 * the placeholder of an image is expanded to one id per image token here, so ids are final;
 * ids of a response are never decoded and encoded again: a retry prompt is made by concatenating ids.
 
-    python data.py DATA.jsonl        reads all of it, pictures too, and says what is in it and what is wrong with it
+    python data.py DATA.jsonl        reads all of it, pictures too: what is in it, and what is wrong with it
 
-Data sets in the shape of FineVision become such a file by `python -m recipe.finevision`, the paper's recipe is
-`python -m recipe.build`.
+Data sets in the shape of FineVision become such a file by `python -m recipe.finevision`, the paper's recipe
+is `python -m recipe.build`.
 """
 
 import hashlib
@@ -26,6 +27,7 @@ import os
 import re
 import struct
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -45,22 +47,22 @@ class Query:
     """One problem.  `solution` is what makes ContextRL possible; `facts` is for verifiers that know more."""
 
     id: str                                        # unique within a data set: seeds and logs are keyed by it
-    images: list                                   # paths (str) or encoded files (bytes), in the order of the prompt
-    question: str                                  # the whole text of the user's turn; may mark the images' places
+    images: list                                   # paths (str) or encoded files (bytes), in order
+    question: str                                  # the user's turn; may mark the images' places by <image>
     solution: str                                  # full reference solution, as the verifier reads it
     answer: str                                    # its final answer
     family: str = "all"                            # subset name: accuracies are reported per family
     facts: dict = field(default_factory=dict)      # anything more that a verifier knows of the picture; with
-                                                   # {"rule": true} the final answer is all that counts, see reward.py
+                                                   # {"rule": true} the final answer is all that counts
 
 
 @dataclass
 class Prompt:
     """What the policy is shown, ready for a model."""
 
-    ids: list[int]                                 # token ids, one image placeholder per image token
-    positions: np.ndarray                          # [3, len(ids)] int64, M-RoPE positions (time, height, width)
-    images: list                                   # as in Query; pixels are made at the moment of use
+    ids: list[int]                             # token ids, one image placeholder per image token
+    positions: np.ndarray                      # [3, len(ids)] int64, M-RoPE positions (time, height, width)
+    images: list                               # as in Query; pixels are made at the moment of use
 
     @property
     def next_position(self) -> int:
@@ -72,8 +74,8 @@ class Prompt:
 
 REQUIRED = ("id", "question", "solution", "answer")
 # What Pillow raises on files that are no pictures, or only half of one.
-PICTURE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, RuntimeError, struct.error,
-                  Image.DecompressionBombError)
+PICTURE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, RuntimeError,
+                  struct.error, Image.DecompressionBombError)
 IMAGE_MARK = "<image>"                             # place of an image within a question
 LONGEST_STRIP = 200                                # longer side over shorter: image processors refuse more
 REPORTED = 10                                      # bad rows that are named; the others are counted
@@ -82,8 +84,8 @@ REPORTED = 10                                      # bad rows that are named; th
 def load_queries(source: str | Path) -> list[Query]:
     """All queries of a JSONL file.
 
-    A row that cannot be used is skipped, counted and reported on stderr, never fatal; no usable row at all is.  Of a
-    picture only the header is read: a file of 30,000 would take minutes else.
+    A row that cannot be used is skipped, counted and reported on stderr, never fatal; no usable row at all
+    is.  Of a picture only the header is read: a file of 30,000 would take minutes else.
     """
     path = Path(source)
     if path.is_dir() or path.suffix == ".parquet":
@@ -104,12 +106,13 @@ def load_queries(source: str | Path) -> list[Query]:
                         else f"data file is empty: {source}")
     if bad and os.environ.get("RANK", "0") == "0":
         lines = [f"skipped {problem}" for problem in bad[:REPORTED]]
-        print(*lines, f"{len(bad)} bad rows skipped, {len(queries)} read from {source}", sep="\n", file=sys.stderr)
+        lines.append(f"{len(bad)} bad rows skipped, {len(queries)} read from {source}")
+        print(*lines, sep="\n", file=sys.stderr)
     return queries
 
 
-def json_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """-> ("file:line", text) of every line that is not blank."""
+def json_lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    """-> ("file:line", line) of every line that is not blank."""
     if not path.is_file():
         raise DataError(f"data file not found: {path}")
     with open(path, "rb") as file:                                        # a line ends at \n and nowhere else
@@ -122,7 +125,7 @@ def json_row(line: bytes) -> dict:
     """One line of JSONL as an object whose texts can be written again."""
     try:
         row = json.loads(line.decode("utf-8"))
-        json.dumps(row, ensure_ascii=False).encode("utf-8")               # half a surrogate pair could not be written
+        json.dumps(row, ensure_ascii=False).encode("utf-8")       # half a surrogate pair could not be written
     except UnicodeError:
         raise DataError("not UTF-8 text") from None
     except (ValueError, RecursionError) as error:
@@ -148,7 +151,8 @@ def query_of_line(line: bytes, folder: Path) -> Query:
     if not isinstance(images, list) or not all(isinstance(i, str) for i in images):
         raise DataError("'images' must be a list of paths")
     choices = row.get("facts", {}).get("choices")
-    if choices is not None and not (isinstance(choices, dict) and all(isinstance(c, str) for c in choices.values())):
+    if choices is not None and not (isinstance(choices, dict)
+                                    and all(isinstance(text, str) for text in choices.values())):
         raise DataError("'choices' of the facts must be letters and their texts")
     row["images"] = [str(folder / image) for image in images]
     for image in row["images"]:
@@ -198,7 +202,8 @@ def save_queries(queries: list[Query], path: str | Path) -> None:
 
 
 def save_image(image: str | bytes, folder: Path, name: str, replace: bool = False) -> str:
-    """Copies one image into `folder` under a safe name (once) and returns its path relative to folder's parent."""
+    """Copies one image into `folder` under a safe name (once) and returns its path relative to folder's
+    parent."""
     safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
     if safe != name:                                # two names may look alike now
         safe += "-" + hashlib.sha256(name.encode()).hexdigest()[:8]
@@ -235,7 +240,8 @@ def next_items(items: list, cursor: int, n: int, seed: int) -> list:
 
 
 def read_prompt(file: str | Path, fields: tuple[str, ...], needed: tuple[str, ...] = ()) -> str:
-    """A template: plain text with named fields in braces, of which `needed` must be there.  Other braces are text."""
+    """A template: plain text with named fields in braces, of which `needed` must be there.  Other braces are
+    text."""
     try:
         template = Path(file).read_text(encoding="utf-8-sig").strip("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -257,7 +263,8 @@ def fill_prompt(template: str, **values: str) -> str:
 
 
 def retry_template(file: str | Path = "") -> str:
-    """The second user turn of stage 2: what is said with a {report}, a line "---", what is said without one."""
+    """The second user turn of stage 2: what is said with a {report}, a line "---", what is said without
+    one."""
     file = file or Path(__file__).resolve().parent / "prompts" / "retry.txt"
     template = read_prompt(file, ("report",), ("report",))
     if template.count("\n---\n") != 1:
@@ -266,12 +273,13 @@ def retry_template(file: str | Path = "") -> str:
 
 
 def retry_message(report: str, template: str) -> str:
-    """Without a report (none was written, or the ablation) the second part of the template: a plain request."""
+    """Without a report (none was written, or the ablation) the second part of the template: a plain
+    request."""
     with_report, without = template.split("\n---\n")
     return fill_prompt(with_report, report=report.strip()) if report else without
 
 
-# -------------------------------------------------------------------------------------- from query to model input
+# ---------------------------------------------------------------------------------- from query to model input
 
 class Processor:
     """Tokenizer, chat template and image processor of a Qwen-VL style checkpoint folder (or hub id).
@@ -301,7 +309,7 @@ class Processor:
         self.forbidden_ids = sorted({self.image_id, config.video_token_id, config.vision_start_token_id,
                                      config.vision_end_token_id,
                                      *range(len(self.tokenizer), config.text_config.vocab_size)})
-        probe = self.tokenizer(self._chat([user_turn(Query("", ["image"], "?", "", ""))], generate=True))["input_ids"]
+        probe = self.encode(self._chat([user_turn(Query("", ["image"], "?", "", ""))]))
         if probe.count(self.image_id) != 1:
             raise ValueError("tokenizer and chat template do not write one placeholder for one image")
         self.picture = lru_cache(maxsize=64)(self._picture)   # a step's pictures, not an epoch's
@@ -314,8 +322,9 @@ class Processor:
                 raise DataError(f"query {query.id}: its text contains the special token {token}")
 
     def _picture(self, image: str | bytes) -> Image.Image:
-        """RGB picture at its final size.  The one place that decodes and resizes: an engine with an image processor
-        of its own gets this picture, because no two libraries resize alike.  info["content"] is a hash of it."""
+        """RGB picture at its final size.  The one place that decodes and resizes: an engine with an image
+        processor of its own gets this picture, because no two libraries resize alike.  info["content"] is a
+        hash of it."""
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
         picture, own = read_picture(image), self.image_processor
@@ -339,79 +348,70 @@ class Processor:
 
     def prompt(self, query: Query) -> Prompt:
         """The policy's view of a query: images and question, then the assistant's turn opens."""
-        ids = self.tokenizer(self._chat([user_turn(query)], generate=True), add_special_tokens=False)["input_ids"]
-        merge = self.image_processor.merge_size ** 2
+        ids = self.encode(self._chat([user_turn(query)]))
+        merge = self.image_processor.merge_size
         try:
             grids = [self.pixels(image)[1] for image in query.images]
         except DataError as error:
             raise DataError(f"query {query.id}: {error}") from None
         if ids.count(self.image_id) != len(grids):
-            raise DataError(f"query {query.id}: {len(grids)} images, {ids.count(self.image_id)} places in the prompt")
+            places = ids.count(self.image_id)
+            raise DataError(f"query {query.id}: {len(grids)} images, {places} places in the prompt")
         expanded, remaining = [], iter(grids)
         for token in ids:
-            expanded += [token] * (int(np.prod(next(remaining))) // merge) if token == self.image_id else [token]
-        return Prompt(expanded, mrope_positions(expanded, grids, self.image_id, self.image_processor.merge_size),
-                      list(query.images))
+            expanded += [token] * (int(np.prod(next(remaining))) // merge**2 if token == self.image_id else 1)
+        return Prompt(expanded, mrope_positions(expanded, grids, self.image_id, merge), list(query.images))
 
     def follow_up(self, prompt: Prompt, response_ids: list[int], message: str) -> Prompt:
-        """The same prompt, then the response (its own ids, untouched), then a second user turn with `message`.
+        """The same prompt, then the response (its own ids, untouched), then a second user turn with
+        `message`.
 
         `message` holds a judge's words: special tokens in it are removed, they could open or close turns.
         """
         for token in self.special_tokens:
-            message = message.replace(token, " ")              # not "": what is left and right might join to another
+            message = message.replace(token, " ")       # not "": what is left and right might join to another
         marker = "@@response@@"
         turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": marker},
                  {"role": "user", "content": message}]
-        tail = self._chat(turns, generate=True).split(marker, 1)[1]
+        tail = self._chat(turns).split(marker, 1)[1]
         if response_ids and response_ids[-1] == self.eos_id:        # the response already closed its turn
             tail = tail.removeprefix(self.tokenizer.eos_token)
-        added = list(response_ids) + self.tokenizer(tail, add_special_tokens=False)["input_ids"]
+        added = list(response_ids) + self.encode(tail)
         if self.image_id in added:
             raise DataError("an image placeholder in a response or a message: it has no image")
         more = np.broadcast_to(prompt.next_position + np.arange(len(added)), (3, len(added)))
         return Prompt(prompt.ids + added, np.concatenate([prompt.positions, more], axis=1), prompt.images)
 
-    def option_ids(self, letters: str = "AB") -> dict[str, list[int]]:
-        """Letter -> its ids as the first token of an answer, without and with a blank before it.  Only forms in which
-        every letter is one token: more forms would make a letter likelier."""
-        forms = [[self.tokenizer(form.format(letter), add_special_tokens=False)["input_ids"] for letter in letters]
-                 for form in ("{}", " {}")]
-        single = [[ids[0] for ids in form] for form in forms if all(len(ids) == 1 for ids in form)]
-        if not single:
-            raise DataError(f"the tokenizer has no single tokens for the letters {', '.join(letters)}")
-        return {letter: [form[i] for form in single] for i, letter in enumerate(letters)}
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def encode_response(self, text: str) -> list[int]:
         """Ids of a text as the assistant's turn, closed by EOS: for references (SFT), never for samples."""
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"] + [self.eos_id]
+        return self.encode(text) + [self.eos_id]
 
     def decode(self, ids: list[int]) -> str:
         """Text of response ids, for people and verifiers; never encoded again."""
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
-    def save(self, folder: str | Path) -> None:
-        """All that a checkpoint needs besides weights.  The source's video and processor settings go along: other
-        programs (vLLM) build a processor for videos too, even if they never see one."""
-        from transformers.utils import cached_file
+    def _chat(self, turns: list[dict]) -> str:
+        """Up to where the assistant's turn opens."""
+        return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
 
-        self.tokenizer.save_pretrained(folder)
-        self.image_processor.save_pretrained(folder)
-        for name in ("video_preprocessor_config.json", "processor_config.json"):
-            path = cached_file(self.source, name, _raise_exceptions_for_missing_entries=False)
-            if path is not None:
-                settings = json.loads(Path(path).read_text(encoding="utf-8"))
-                if "image_processor" in settings:             # it would go before the file written above
-                    settings["image_processor"] = json.loads(self.image_processor.to_json_string())
-                (Path(folder) / name).write_text(json.dumps(settings, indent=2), encoding="utf-8")
 
-    def _chat(self, turns: list[dict], generate: bool) -> str:
-        return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generate)
+def load_model(path: str, dtype: torch.dtype | str):
+    """A vision-language model of a checkpoint folder or hub id, on the CPU."""
+    from transformers import AutoModelForImageTextToText
+
+    model, info = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, attn_implementation="sdpa",
+                                                              output_loading_info=True)
+    if info["missing_keys"]:                        # transformers would go on with random weights
+        raise ValueError(f"{len(info['missing_keys'])} weights are missing: {min(info['missing_keys'])}, ...")
+    return model
 
 
 def user_turn(query: Query) -> dict:
-    """The chat message of a query: one image part per image, at the marks <image> of the question if it has one for
-    each, else before it."""
+    """The chat message of a query: one image part per image, at the marks <image> of the question if it has
+    one for each, else before it."""
     texts = query.question.split(IMAGE_MARK)
     if len(texts) != len(query.images) + 1:
         texts = [""] * len(query.images) + [query.question]
@@ -419,7 +419,7 @@ def user_turn(query: Query) -> dict:
     return {"role": "user", "content": [part for part in parts if part.get("text") != ""]}
 
 
-def mrope_positions(ids: list[int], grids: list[tuple[int, int, int]], image_id: int, merge: int) -> np.ndarray:
+def mrope_positions(ids: list[int], grids: list[tuple], image_id: int, merge: int) -> np.ndarray:
     """M-RoPE positions [3, L] of a prompt: text counts on, an image is a block of (t, h, w) coordinates.
 
     The text after an image goes on from the image's largest coordinate + 1 (Qwen3-VL; tested against the
@@ -457,9 +457,7 @@ def main() -> None:
             except DataError as error:
                 broken += 1
                 print(f"query {query.id}: {error}", file=sys.stderr)
-    families = {}
-    for query in queries:
-        families[query.family] = families.get(query.family, 0) + 1
+    families = Counter(query.family for query in queries)
     words = sum(len(query.solution.split()) for query in queries) / len(queries)
     print(f"{len(queries)} queries, {sum(len(q.images) for q in queries)} images, "
           f"{words:.0f} words per reference solution")

@@ -20,14 +20,15 @@ from sampler import Engine, Request, SampleStatus, on_leader, seed_of
 
 
 def evaluate_queries(engine: Engine, processor: Processor, queries: list[Query], verifier: VerifierLike,
-                     rule: VerifierLike, temperature: float, seed_key: tuple, quiet: bool = True) -> list[dict]:
-    """One sample for each query of this rank's share, judged twice: by `verifier` (answer and reasoning) and by `rule`
-    (the answer alone).  -> one record each."""
+                     rule: VerifierLike, temperature: float, seed_key: tuple, quiet: bool = True,
+                     ) -> list[dict]:
+    """One sample for each query of this rank's share, judged twice: by `verifier` (answer and reasoning) and
+    by `rule` (the answer alone).  -> one record each."""
     mine, records = queries[engine.replica::engine.replicas], []
     for start in tqdm(range(0, len(mine), 256), desc="evaluate", leave=False, disable=quiet):
         part = mine[start:start + 256]
-        samples = [s[0] for s in engine.generate(
-            [Request(processor.prompt(q), [seed_of(*seed_key, q.id)]) for q in part], temperature=temperature)]
+        requests = [Request(processor.prompt(q), [seed_of(*seed_key, q.id)]) for q in part]
+        samples = [drawn for drawn, in engine.generate(requests, temperature)]
         texts = [s.text for s in samples]
         verdicts = on_leader(engine, lambda part=part, texts=texts: verifier.judge(part, texts))
         answers = rule.judge(part, texts)
@@ -50,10 +51,12 @@ def accuracies(records: list[dict]) -> dict:
 
 
 def summarise(records: list[dict], overall: set[str] | None = None) -> dict:
-    """-> the three accuracies overall and per family.  `overall`: the families that count in the former (all)."""
+    """-> the three accuracies overall and per family.  `overall`: the families that count in the former
+    (all)."""
     families = sorted({r["family"] for r in records})
     chosen = [r for r in records if overall is None or r["family"] in overall]
-    return {**accuracies(chosen), "queries": len(records), "failed_verdicts": sum(r["failed"] for r in records),
+    return {**accuracies(chosen), "queries": len(records),
+            "failed_verdicts": sum(r["failed"] for r in records),
             "truncated_share": sum(r["truncated"] for r in records) / max(len(records), 1),
             "families": {f: accuracies([r for r in records if r["family"] == f]) for f in families}}
 
@@ -67,19 +70,20 @@ def table(columns: dict[str, dict]) -> str:
         line = family.ljust(14)
         for summary in columns.values():
             s = summary if family == "all" else summary["families"][family]
-            line += f"{s['answer_accuracy']:>10.2f}{s['process_accuracy']:>9.2f}{s['false_positive_share']:>5.2f}"
+            line += "{answer_accuracy:>10.2f}{process_accuracy:>9.2f}{false_positive_share:>5.2f}".format(**s)
         lines.append(line)
     return "\n".join(lines)
 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="", help="checkpoint folder or hub id; default: the built-in world's")
-    parser.add_argument("--data", default="", help="JSONL of held-out queries; default: the built-in world's")
-    parser.add_argument("--verifier", default="", help="who judges, as for contextrl.py; default: the built-in world's")
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0],
+                                     epilog="Model, data and verifier are the built-in world's by default.")
+    parser.add_argument("--model", default="", help="checkpoint folder or hub id")
+    parser.add_argument("--data", default="", help="JSONL of held-out queries")
+    parser.add_argument("--verifier", default="", help="who judges, as for contextrl.py")
     parser.add_argument("--judge_model", default="", help="its name at the URL; default: the only one served")
-    parser.add_argument("--judge_prompt", default="", metavar="FILE", help="a template of yours for the judge")
+    parser.add_argument("--judge_prompt", default="", help="file with a template of yours for the judge")
     parser.add_argument("--engine", choices=("hf", "vllm"), default="hf")
     parser.add_argument("--greedy", action="store_true")
     parser.add_argument("--seed", type=int, default=0)

@@ -7,40 +7,44 @@ image tokens) goes through the model once, and the responses stand side by side 
     positions    0 .. n   n+1..  n+1..    n+1..         every response goes on right after the prompt
     attention    a token of y_k sees the prompt and its own past, never a sibling
 
-This equals running every (prompt, response) alone, in values and in gradients (tested), at 1/G of the prompt's
-cost.  A mixed group fits the same way: rolled-back members are simply further responses to the original prompt.
+This equals running every (prompt, response) alone, in values and in gradients (tested), at 1/G of the
+prompt's cost.  Rolled-back members are simply further responses to the original prompt.
 
-On a GPU the rows of a micro-batch stand end to end in one line, without padding, and FlexAttention skips the blocks
-of the mask that are empty.  On a CPU every row has a line of its own, padded, and the mask is a dense matrix.
+On a GPU the rows of a micro-batch stand end to end in one line, without padding, and FlexAttention skips the
+empty blocks of the mask.  On a CPU every row has a padded line of its own, and the mask is a dense matrix.
 
 Sharding is FSDP2, one unit per decoder layer and vision block: fp32 master weights, AdamW state and gradient
-reduction, bf16 compute.  Each collective inside a forward must be met by all ranks, so all run the same number of
-micro-batches, and each micro-batch holds an image, if only a tiny one that no token of the loss depends on.
+reduction, bf16 compute.  All ranks must meet each collective inside a forward pass: they run the same number
+of micro-batches, and each micro-batch holds an image, if only a tiny one outside the loss.
 
 What the loop asks of a policy, so of one of your own:
 
     update(groups, step, settings, auxiliary)   one batch -> metrics; called by all ranks
-    weights()                                   (Hugging Face name, whole tensor) of all weights, for an engine
-    model, sharded, whole_copy()                for an engine that shares the model, or needs a copy of its own
+    weights()                                   (name, whole tensor) of all weights, for an engine
+    model, sharded, whole_copy()                for an engine that shares the model, or needs a copy
     optimizer, parameters, processor, rank      what training/checkpoint.py writes
 """
 
+import base64
 import copy
-import io
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import zip_longest
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from PIL import Image
 from torch.distributed.tensor import DTensor
 
 import grpo
-from data import Processor, Prompt, Query
+from data import Processor, Prompt, Query, load_model
+
+BLACK_32_X_32 = base64.b64decode(                 # a PNG
+    "iVBORw0KGgoAAAANSUhEUgAAACAAAAAgCAIAAAD8GO2jAAAAGUlEQVR4nO3BMQEAAADCoPVP7WENoAAA"
+    "AG4MIAABt9NlCQAAAABJRU5ErkJggg==")
 
 
 def all_sum(tensor: torch.Tensor) -> torch.Tensor:
@@ -60,7 +64,7 @@ def all_gather(value) -> list:
 
 
 def over_ranks(sums: dict[str, float]) -> dict[str, float]:
-    """Sums of all ranks.  The names are the same on all of them, because all run the same micro-batches; 0 without."""
+    """Sums of all ranks, which hold the same names: all run the same micro-batches.  0 for other names."""
     values = all_sum(torch.tensor([sums[name] for name in sorted(sums)], dtype=torch.float64)).tolist()
     return defaultdict(float, zip(sorted(sums), values))
 
@@ -71,7 +75,8 @@ def add_sums(sums: dict[str, float], more: dict[str, torch.Tensor]) -> None:
 
 
 def in_batch_order(shares: list[list]) -> list:
-    """What the ranks hold, in the order of the batch: of n that sample, the r-th takes items r, r + n, ... of it."""
+    """What the ranks hold, in the order of the batch: of n that sample, the r-th takes items r, r + n, ... of
+    it."""
     return [item for across in zip_longest(*shares) for item in across if item is not None]
 
 
@@ -99,11 +104,11 @@ class UpdateSettings:
     clip_low: float = 0.2
     clip_high: float = 0.2
     kl_coef: float = 0.01
-    token_mean: bool = False              # True: mean over tokens (DAPO), False: mean over responses of token means
-    selective_kl: bool = True             # rolled-back members pay no KL
-    mismatch_cap: float = 2.0             # truncated importance weight engine -> trainer
-    minibatches: int = 1                  # optimiser steps per batch of samples
-    micro_batch_tokens: int = 4096        # tokens of a forward pass, padding included
+    token_mean: bool = False        # True: mean over tokens (DAPO), False: mean over responses of token means
+    selective_kl: bool = True       # rolled-back members pay no KL
+    mismatch_cap: float = 2.0       # truncated importance weight engine -> trainer
+    minibatches: int = 1            # optimiser steps per batch of samples
+    micro_batch_tokens: int = 4096  # tokens of a forward pass, padding included
     max_grad_norm: float = 1.0
 
 
@@ -111,37 +116,29 @@ class UpdateSettings:
 class Auxiliary:
     """A second loss beside the policy's own, over rows of its own (context_pairs/loss.py brings one)."""
 
-    rows: list[Row]                       # this rank's share of the step's
-    weight: float                         # of the mean over all rows of a minibatch
-    loss: Callable[["Policy", list[Row]], tuple[torch.Tensor, dict]]    # micro-batch -> SUM over rows, sums of metrics
-    metrics: Callable[[dict[str, float], float], dict]    # sums over ranks, gradient norm without this loss -> metrics
-
-
-def load_model(path: str, dtype: torch.dtype | str):
-    """A vision-language model of a checkpoint folder or hub id, on the CPU."""
-    from transformers import AutoModelForImageTextToText
-
-    model, info = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, attn_implementation="sdpa",
-                                                              output_loading_info=True)
-    if info["missing_keys"]:                        # transformers would go on with random weights
-        raise ValueError(f"{len(info['missing_keys'])} weights are missing: {min(info['missing_keys'])}, ...")
-    return model
+    rows: list[Row]                                 # this rank's share of the step's
+    weight: float                                   # of the mean over all rows of a minibatch
+    loss: Callable[["Policy", list[Row]], tuple]    # a micro-batch -> SUM over its rows, sums of metrics
+    metrics: Callable[[dict, float], dict]          # sums over ranks, gradient norm without it -> metrics
 
 
 class Scorer(torch.nn.Module):
-    """Log-prob and entropy of chosen tokens in ONE forward pass, head included: sharded weights are gathered by the
-    hooks of the module that is called, so nothing may reach into the model around it."""
+    """Log-prob and entropy of chosen tokens in ONE forward pass, head included: sharded weights are gathered
+    by the hooks of the module that is called, so nothing may reach into the model around it."""
+
+    forbidden: torch.Tensor                # [V] bool: ids that the engine may not sample
 
     def __init__(self, model, temperature: float, forbidden: list[int]):
         super().__init__()
         self.model, self.temperature = model, temperature
-        self.register_buffer("forbidden", torch.zeros(len(model.lm_head.weight), dtype=torch.bool), persistent=False)
-        self.forbidden[forbidden] = True
+        mask = torch.zeros(len(model.lm_head.weight), dtype=torch.bool)
+        mask[forbidden] = True
+        self.register_buffer("forbidden", mask, persistent=False)
 
     def forward(self, arguments: dict, where: torch.Tensor, targets: torch.Tensor):
-        hidden = self.model.model(**arguments, use_cache=False).last_hidden_state.flatten(0, 1)[where]       # [N, H]
-        return grpo.token_logprob(hidden, self.model.lm_head.weight, targets, self.temperature, True,
-                                  self.forbidden)
+        hidden = self.model.model(**arguments, use_cache=False).last_hidden_state      # [lines, L, H]
+        return grpo.token_logprob(hidden.flatten(0, 1)[where], self.model.lm_head.weight, targets,
+                                  self.temperature, return_entropy=True, forbidden=self.forbidden)
 
 
 class Policy:
@@ -149,8 +146,8 @@ class Policy:
 
     Sharded as soon as torch.distributed is initialised; every method is then called by all ranks.
       dtype             of the master weights (and of everything else, unless compute_dtype says otherwise)
-      compute_dtype     of forward and backward pass and of the reference, e.g. bfloat16; sharded policies only
-      attention         'flex' or 'sdpa'; None: flex on CUDA, sdpa elsewhere (flex has no backward pass on CPU)
+      compute_dtype     of forward and backward pass and of the reference; sharded policies only
+      attention         'flex' or 'sdpa'; None: flex on CUDA, sdpa elsewhere (flex has no backward on a CPU)
       freeze_vision     the vision tower keeps its weights
       offload_reference the reference's shards live on the CPU between forward passes (CUDA only)
     """
@@ -165,13 +162,14 @@ class Policy:
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if self.sharded else (0, 1)
         self.compute_dtype = compute_dtype if compute_dtype and self.sharded else dtype
         self.flex = (attention or ("flex" if self.device.type == "cuda" else "sdpa")) == "flex"
-        self.packed = self.flex                        # a dense mask over all rows end to end would be mostly empty
+        self.packed = self.flex                  # a dense mask over all rows end to end would be mostly empty
         self.model = self._load().train()
         self.model.model.visual.requires_grad_(not freeze_vision)
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self.scorer, self.reference = self._scorer(self.model, temperature), None
-        if reference:                                  # after the shards: two whole models would need the host's memory
+        self.scorer = self._scorer(self.model, temperature)
+        self.reference: Any = None
+        if reference:                        # after the shards: two whole models would need the host's memory
             start = self._load() if self.sharded else copy.deepcopy(self.model)
             self.reference = self._scorer(start.eval().requires_grad_(False), temperature, offload_reference)
         self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
@@ -192,8 +190,9 @@ class Policy:
         if self.flex:
             AttentionInterface.register("tree", tree_attention)
             model.set_attn_implementation({"text_config": "tree"})
-        if self.compute_dtype is torch.bfloat16 and self.device.type == "cuda" and is_flash_attn_2_available():
-            model.set_attn_implementation({"vision_config": "flash_attention_2"})       # sdpa loops over pictures
+        bf16_on_cuda = self.compute_dtype is torch.bfloat16 and self.device.type == "cuda"
+        if bf16_on_cuda and is_flash_attn_2_available():
+            model.set_attn_implementation({"vision_config": "flash_attention_2"})   # sdpa loops over pictures
         scorer = Scorer(model, temperature, self.processor.forbidden_ids)
         if not self.sharded:
             return scorer.to(self.device)
@@ -211,16 +210,15 @@ class Policy:
         return scorer
 
     def weights(self):
-        """-> (Hugging Face name, whole tensor in compute dtype) of all weights, one after the other, for an engine.
-        A tied head comes under its own name too.  All ranks must go through all of it: each tensor is gathered."""
+        """-> (Hugging Face name, whole tensor in compute dtype) of all weights, one after the other, for an
+        engine. A tied head comes under its own name too.  All ranks must go through all of it: each tensor is
+        gathered."""
         for name, tensor in self.model.state_dict().items():
             yield name, tensor.to(self.compute_dtype).full_tensor() if isinstance(tensor, DTensor) else tensor
 
     def whole_copy(self):
-        """An unsharded, frozen model with these dimensions, for an engine that needs one; load_weights() fills it."""
+        """An unsharded, frozen model of these dimensions, for an engine; load_weights() fills it."""
         return cast_parameters(self._load(), self.compute_dtype).to(self.device).eval().requires_grad_(False)
-
-    # ---------------------------------------------------------------------------------------------- forward
 
     def pack(self, rows: list[Row]) -> tuple[dict, torch.Tensor, torch.Tensor]:
         return pack_rows(rows, self.processor, self.device, self.flex, self.packed)
@@ -229,37 +227,38 @@ class Policy:
         """Log-prob and entropy of every response token, in the order rows, members, tokens: [N], [N]."""
         return (self.reference if reference else self.scorer)(*packed)
 
-    # ----------------------------------------------------------------------------------------------- update
-
     def update(self, groups: list[grpo.Group], step: int, settings: UpdateSettings,
                auxiliary: Auxiliary | None = None) -> dict[str, float]:
-        """One batch of groups -> `minibatches` optimiser steps -> metrics.  All ranks call it, each with the groups it
-        sampled (or none): they are put back into the batch's order and dealt anew, so the update is that of one
-        process.  The rows of an auxiliary loss are dealt in the same way."""
+        """One batch of groups -> `minibatches` optimiser steps -> metrics.  All ranks call it, each with the
+        groups it sampled (or none): they are put back into the batch's order and dealt anew, so the update is
+        that of one process.  The rows of an auxiliary loss are dealt in the same way."""
+        # Groups with variance, and rows of the auxiliary loss: a share of both for each optimiser step.
         rows = [Row(g.prompt, g.members) for g in in_batch_order(all_gather(groups))
                 if g.kind in (grpo.GroupKind.ONLINE, grpo.GroupKind.MIXED)]
         more = in_batch_order(all_gather(auxiliary.rows if auxiliary else []))
-        parts = [rows[i::settings.minibatches] for i in range(settings.minibatches)]
-        more = [more[i::settings.minibatches] for i in range(settings.minibatches)]
-        # With several updates per batch: log-probs before the first, in the same micro-batches as the updates.
-        old = [self._old_logprobs(part, settings) for part in parts] if settings.minibatches > 1 else [None]
-        sums: dict[str, float] = {}
-        first: dict[str, float] = {}
-        norms = []
-        for part, before, extra in zip(parts, old, more, strict=True):
-            norms.append(self._optimizer_step(part, before, step, settings, sums, auxiliary, extra))
-            if len(norms) == 1:                           # of log-probs from before anything moved: the ratio must be 1
-                first = dict(sums)
+        n = settings.minibatches
+        parts, extras = ([part[i::n] for i in range(n)] for part in (rows, more))
 
-        total, first = over_ranks(sums), over_ranks(first)
-        own_norms = [own for _, own in norms if own is not None]
-        return (auxiliary.metrics(total, max(own_norms)) if auxiliary and own_norms else {}) | grpo.update_metrics(
-            total, first, {"grad_norm": max(norm for norm, _ in norms), "learning_rate": self.learning_rate_at(step),
-                           "engine_gap_max": max(all_gather(sums.get("engine_gap_max", 0.0)))})
+        # With several optimiser steps: log-probs before the first, in the same micro-batches as theirs.
+        old = [self._old_logprobs(part, settings) for part in parts] if n > 1 else [None]
+
+        sums: dict[str, float] = {}
+        before_update: dict[str, float] = {}
+        norms = []
+        for part, old_part, extra in zip(parts, old, extras, strict=True):
+            norms.append(self._optimizer_step(part, old_part, step, settings, sums, auxiliary, extra))
+            before_update = before_update if len(norms) > 1 else dict(sums)     # here the ratio must be 1
+
+        # Sums over micro-batches and ranks become the metrics of the step.
+        total, own_norms = over_ranks(sums), [own for _, own in norms if own is not None]
+        metrics = auxiliary.metrics(total, max(own_norms)) if auxiliary and own_norms else {}
+        return metrics | grpo.update_metrics(total, over_ranks(before_update), {
+            "grad_norm": max(norm for norm, _ in norms), "learning_rate": self.learning_rate_at(step),
+            "engine_gap_max": max(all_gather(sums.get("engine_gap_max", 0.0)))})
 
     def shard_micro_batches(self, rows: list[Row], budget: int) -> list[list[Row]]:
-        """-> this rank's micro-batches.  Every rank gets about the same number of tokens and the same number of
-        micro-batches, filled up with ones that hold only a tiny picture."""
+        """-> this rank's micro-batches.  Every rank gets about the same number of tokens and the same number
+        of micro-batches, filled up with ones that hold only a tiny picture."""
         per_rank: list[list[Row]] = [[] for _ in range(self.world)]
         for piece in rows if self.world == 1 else sorted(split_groups(rows, budget), key=lambda p: p.length,
                                                          reverse=True):
@@ -267,39 +266,38 @@ class Policy:
         batches = [micro_batches(share, budget, self.packed) for share in per_rank]
         mine = batches[self.rank] + [[]] * (max(map(len, batches)) - len(batches[self.rank]))
         if self.sharded:
-            mine = [batch if any(row.prompt.images for row in batch) else [*batch, self._dummy_row] for batch in mine]
+            mine = [batch if any(row.prompt.images for row in batch) else [*batch, self._dummy_row]
+                    for batch in mine]
         return mine
 
     @cached_property
     def _dummy_row(self) -> Row:
-        """A prompt with the smallest picture and no response: it takes part in every collective and in no sum."""
-        picture = io.BytesIO()
-        Image.new("RGB", (32, 32)).save(picture, "PNG")
-        return Row(self.processor.prompt(Query("tiny", [picture.getvalue()], ".", "-", "-")), [])
+        """A small picture without a response: it takes part in every collective and in no sum."""
+        return Row(self.processor.prompt(Query("dummy", [BLACK_32_X_32], ".", "-", "-")), [])
 
-    def gradient(self, rows: list[Row], settings: UpdateSettings, old: list | None = None, sums: dict | None = None,
-                 auxiliary: Auxiliary | None = None, extra: Sequence[Row] = ()) -> float | None:
-        """Leaves in `.grad` the gradient of the mean loss over `rows`, the same list on all ranks: equal for any
-        number of ranks and any micro-batches, because sums are divided once, by a count over all of them.  The
-        auxiliary loss of its rows `extra` is added with its weight and a count of its own, so neither thins the other.
+    def gradient(self, rows: list[Row], settings: UpdateSettings, old: list | None = None,
+                 sums: dict | None = None, auxiliary: Auxiliary | None = None, extra: Sequence[Row] = (),
+                 ) -> float | None:
+        """Leaves in `.grad` the gradient of the mean loss over `rows`, the same list on all ranks: equal for
+        any number of ranks and any micro-batches, because sums are divided once, by a count over all of them.
+        The auxiliary loss of its rows `extra` is added with its weight and a count of its own.
 
-        -> with `extra`, the norm of the gradient without them: the sum is clipped as one, so a large auxiliary
-        gradient does leave less of a clipped step to the method's own.
+        -> with `extra`, the norm of the gradient without them (both are clipped as one sum).
         """
         sums = {} if sums is None else sums
         members = [m for row in rows for m in row.members]
-        # The one division of the loss: by all tokens or all responses of the batch, over ranks and micro-batches.
+        # The one division of the loss: by all tokens, or responses, over ranks and micro-batches.
         count = max(sum(len(m.ids) for m in members) if settings.token_mean else len(members), 1)
         self.optimizer.zero_grad()
         for i, batch in enumerate(self.shard_micro_batches(rows, settings.micro_batch_tokens)):
             loss = self._loss(batch, None if old is None else old[i], settings, sums, count)
             (loss * self.world / count).backward()             # FSDP averages over ranks, we want the sum
         own = self._norm() if extra else None
-        for batch in self.shard_micro_batches(list(extra), settings.micro_batch_tokens):
+        for batch in self.shard_micro_batches(list(extra), settings.micro_batch_tokens) if auxiliary else ():
             loss, counts = auxiliary.loss(self, batch)
             add_sums(sums, counts)
             (auxiliary.weight * loss * self.world / len(extra)).backward()
-        for p in self.parameters.values():                     # e.g. no picture in the batch: zero, not skipped
+        for p in self.parameters.values():                   # e.g. no picture in the batch: zero, not skipped
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
         return own
@@ -308,26 +306,31 @@ class Policy:
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters.values() if p.grad is not None])
         return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
 
-    def _loss(self, batch: list[Row], old_T, settings: UpdateSettings, sums: dict, count: float) -> torch.Tensor:
+    def _loss(self, batch: list[Row], old_T, settings: UpdateSettings, sums: dict, count) -> torch.Tensor:
         packed = self.pack(batch)
         logp_T, entropy_T = self.logprobs(packed)                                     # [N], N may be 0
         members = [m for row in batch for m in row.members]
 
         def per_token(value, dtype=torch.float32) -> torch.Tensor:
-            return torch.tensor([v for m in members for v in [value(m)] * len(m.ids)], dtype=dtype, device=self.device)
+            values = [v for m in members for v in [value(m)] * len(m.ids)]
+            return torch.tensor(values, dtype=dtype, device=self.device)
 
         on_policy_T = per_token(lambda m: not m.rolled_back, torch.bool)
-        # References (SFT) come from no engine: no gap, and old = current in every minibatch, so no clip either.
+        # References (SFT) come from no engine: no gap, and old = current in every minibatch, so no clip
+        # either.
         sampled_T = per_token(lambda m: bool(m.logprobs), torch.bool)
-        given_T = torch.tensor([v for m in members for v in (m.logprobs or [0.0] * len(m.ids))], device=self.device)
+        given = [v for m in members for v in m.logprobs or [0.0] * len(m.ids)]
+        given_T = torch.tensor(given, device=self.device)
         engine_T = torch.where(sampled_T, given_T, logp_T.detach())
         # One update per batch: the policy has not moved since sampling, so old = current and ρ = 1 exactly.
         old_T = logp_T.detach() if old_T is None else torch.where(sampled_T, old_T, logp_T.detach())
         old_T = self.denominator(old_T, engine_T, on_policy_T)
-        # Engine and trainer are two programs.  Their gap is corrected for on-policy members only: for rolled-back
-        # ones the difference is the CONTEXT GAP (how much the report raised the token), which is the lesson itself.
+        # Engine and trainer are two programs.  Their gap is corrected for on-policy members only: for
+        # rolled-back ones the difference is the CONTEXT GAP (how much the report raised the token), which is
+        # the lesson itself.
         gap_T = old_T - engine_T
-        mismatch_T = torch.where(on_policy_T, gap_T.clamp(max=20.0).exp().clamp(max=settings.mismatch_cap), 1.0)
+        importance_T = gap_T.clamp(max=20.0).exp().clamp(max=settings.mismatch_cap)
+        mismatch_T = torch.where(on_policy_T, importance_T, 1.0)
         ref_T = None
         if self.reference is not None:
             with torch.no_grad():
@@ -339,22 +342,24 @@ class Policy:
             grpo.LossInputs(logp_T, old_T, advantage_T, weight_T, on_policy_T, mismatch_T, ref_T, kl_T),
             settings.clip_low, settings.clip_high, settings.kl_coef)
         mass_T = (weight_T * advantage_T).abs()
-        more |= {"entropy": entropy_T.sum(), "loss": loss.detach() / count, "on_policy_tokens": on_policy_T.sum(),
-                 "engine_gap": (gap_T.abs() * on_policy_T).sum(), "context_gap": (-gap_T * ~on_policy_T).sum(),
-                 "on_policy_mass": (mass_T * on_policy_T).sum(), "rolled_back_mass": (mass_T * ~on_policy_T).sum()}
+        more |= {"entropy": entropy_T.sum(), "loss": loss.detach() / count,
+                 "on_policy_tokens": on_policy_T.sum(), "engine_gap": (gap_T.abs() * on_policy_T).sum(),
+                 "context_gap": (-gap_T * ~on_policy_T).sum(), "on_policy_mass": (mass_T * on_policy_T).sum(),
+                 "rolled_back_mass": (mass_T * ~on_policy_T).sum()}
         add_sums(sums, more)
         sums["engine_gap_max"] = max([sums.get("engine_gap_max", 0.0), *(gap_T.abs() * on_policy_T).tolist()])
         return loss
 
-    def denominator(self, old_T: torch.Tensor, engine_T: torch.Tensor, on_policy_T: torch.Tensor) -> torch.Tensor:
-        """Old log-probs of the ratio: the trainer's own, under the ORIGINAL prompt, for all members.  (A method of its
-        own because the engine's number for a rolled-back member, of the stage-2 prompt, is the trap of this method:
-        experiments/trap.py shows what it does.)"""
+    def denominator(self, old_T, engine_T, on_policy_T) -> torch.Tensor:
+        """Old log-probs of the ratio [N]: the trainer's own, under the ORIGINAL prompt, for all members.  (A
+        method of its own because the engine's number for a rolled-back member, of the stage-2 prompt, is the
+        trap of this method: experiments/trap.py shows what it does.)"""
         return old_T
 
     @torch.no_grad()
     def _old_logprobs(self, rows: list[Row], settings: UpdateSettings) -> list[torch.Tensor]:
-        return [self.logprobs(self.pack(batch))[0] for batch in self.shard_micro_batches(rows, settings.micro_batch_tokens)]
+        return [self.logprobs(self.pack(batch))[0]
+                for batch in self.shard_micro_batches(rows, settings.micro_batch_tokens)]
 
     def _optimizer_step(self, rows, old, step: int, settings: UpdateSettings, sums: dict,
                         auxiliary: Auxiliary | None, extra: list[Row]) -> tuple[float, float | None]:
@@ -362,17 +367,17 @@ class Policy:
         own = self.gradient(rows, settings, old, sums, auxiliary, extra)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), settings.max_grad_norm)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        if not torch.isfinite(norm):          # the summed gradient is the same on all ranks: all stop together
-            raise FloatingPointError(f"gradient norm is {norm.item()} at step {step}: stopped before the update")
+        if not torch.isfinite(norm):         # the summed gradient is the same on all ranks: all stop together
+            raise FloatingPointError(f"gradient norm is {norm.item()} at step {step}, before its update")
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = self.learning_rate_at(step)
-        if norm > 0:                          # nothing to learn from: do not let AdamW's momentum move the weights
+        if norm > 0:                     # nothing to learn from: do not let AdamW's momentum move the weights
             self.optimizer.step()
         self.optimizer.zero_grad()            # their memory is the engine's while it samples
         return norm.item(), own
 
     def learning_rate_at(self, step: int) -> float:
-        """Linear warm-up, then cosine down to min_lr_ratio (the paper's `cosine_with_min_lr`); step counts from 1."""
+        """Linear warm-up, then cosine down to min_lr_ratio (paper: `cosine_with_min_lr`); steps from 1."""
         if step <= self.warmup_steps:
             return self.learning_rate * step / self.warmup_steps
         progress = (step - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1)
@@ -387,19 +392,12 @@ def cast_parameters(module: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Mod
     return module
 
 
-def local_shard(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's shard of a sharded tensor; any other as it is."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-# -------------------------------------------------------------------------------- rows to model input, masks, budgets
+# ------------------------------------------------------------------------ rows to model input, masks, budgets
 
 def pack_rows(rows: list[Row], processor: Processor, device: torch.device, flex: bool, packed: bool,
               ) -> tuple[dict, torch.Tensor, torch.Tensor]:
-    """-> (model arguments, where [N] flat index of the position that predicts each response token, targets [N]).
-
-    The last token of a response predicts nothing, so it is a target but never an input.
-    """
+    """-> (model arguments; where [N], the flat index of the position that predicts each response token;
+    targets [N]).  The last token of a response predicts nothing: it is a target, but never an input."""
     lines = [rows] if packed else [[row] for row in rows]
     width = max(sum(row.inputs for row in line) for line in lines)
     if flex:
@@ -434,8 +432,8 @@ def pack_rows(rows: list[Row], processor: Processor, device: torch.device, flex:
 
 
 def tree_mask(row_of: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
-    """Dense mask [lines, 1, L, L] bool from [lines, L]: a token sees the past of its own row, of which the prompt
-    (owner 0) and its own response, never a sibling."""
+    """Dense mask [lines, 1, L, L] bool from [lines, L]: a token sees the past of its own row, of which the
+    prompt (owner 0) and its own response, never a sibling."""
     causal = torch.ones(row_of.shape[1], row_of.shape[1], dtype=torch.bool, device=row_of.device).tril()
     same_row = row_of[:, None, :] == row_of[:, :, None]
     shared = (owner[:, None, :] == 0) | (owner[:, None, :] == owner[:, :, None])
@@ -451,7 +449,8 @@ def tree_block_mask(row_of: torch.Tensor, owner: torch.Tensor):
                 & ((owner[line, key] == 0) | (owner[line, key] == owner[line, query])))
 
     lines, length = row_of.shape
-    return compile_on_cuda(create_block_mask, row_of.is_cuda)(sees, lines, None, length, length, device=row_of.device)
+    make = compile_on_cuda(create_block_mask, row_of.is_cuda)
+    return make(sees, lines, None, length, length, device=row_of.device)
 
 
 @lru_cache
@@ -463,14 +462,15 @@ def tree_attention(module, query, key, value, attention_mask, scaling=None, **_)
     """Attention function for transformers: [batch, heads, L, head size] -> [batch, L, heads, head size]."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    out = compile_on_cuda(flex_attention, query.is_cuda)(query, key, value, block_mask=attention_mask, scale=scaling,
-                                                  enable_gqa=True)
+    attend = compile_on_cuda(flex_attention, query.is_cuda)
+    out = attend(query, key, value, block_mask=attention_mask, scale=scaling, enable_gqa=True)
     return out.transpose(1, 2), None
 
 
 def split_groups(rows: list[Row], budget: int) -> list[Row]:
-    """Cuts groups that are longer than `budget` tokens between members (the prompt is then repeated); a single member
-    that is longer stays whole, and so do members of one token each, which add no input: the letters of a choice."""
+    """Cuts groups that are longer than `budget` tokens between members (the prompt is then repeated); a
+    single member that is longer stays whole, and so do members of one token each, which add no input: the
+    letters of a choice."""
     pieces: list[Row] = []
     for row in rows:
         if all(len(member.ids) == 1 for member in row.members):
@@ -488,9 +488,11 @@ def split_groups(rows: list[Row], budget: int) -> list[Row]:
 
 
 def micro_batches(rows: list[Row], budget: int, packed: bool = False) -> list[list[Row]]:
-    """Puts rows together so that no forward pass exceeds `budget` tokens, padding included unless `packed`."""
+    """Puts rows together so that no forward pass exceeds `budget` tokens, padding included unless
+    `packed`."""
     batches: list[list[Row]] = []
-    for piece in sorted(split_groups(rows, budget), key=lambda p: p.length, reverse=True):       # alike lengths side by side
+    # Rows of alike lengths side by side.
+    for piece in sorted(split_groups(rows, budget), key=lambda p: p.length, reverse=True):
         if batches and (sum(row.length for row in batches[-1]) + piece.length if packed
                         else batches[-1][0].length * (len(batches[-1]) + 1)) <= budget:
             batches[-1].append(piece)

@@ -1,21 +1,23 @@
-"""The verifier: sees the FULL reference solution, returns a verdict and a mistake report (paper, section 3.1).
+"""The verifier: sees the FULL reference solution, returns a verdict and a mistake report (paper, section
+3.1).
 
-One call per response.  The judge answers one JSON object: Analysis, Self-Consistency, Correctness, Mistake Report.
-The reward is 1 iff Correctness is 1: no format reward, no partial credit.  How much the judge is told is one switch:
+One call per response.  The judge answers one JSON object: Analysis, Self-Consistency, Correctness, Mistake
+Report. The reward is 1 iff Correctness is 1: no format reward, no partial credit.  How much the judge is told
+is one switch:
 
     none       question, picture and response only
     answer     + the reference answer                     (ordinary RLVR; paper, appendix figure A-1)
     solution   + the whole reference solution             (ContextRL; paper, appendix figure A-2)
 
-What is said to it stands in prompts/judge_<context>.txt.  `Verifier` = prompt builder + strict parser + failure policy
-around any callable chat(messages) -> text.  A judge that fails is NOT a wrong answer: its verdict has status FAILED and
-reward None, and is left out of every mean.  The response is untrusted text: it is fenced by a boundary it cannot know,
-and only the judge's own output is parsed.
+What is said to it stands in prompts/judge_<context>.txt.  `Verifier` = prompt builder + strict parser +
+failure policy around any callable chat(messages) -> text.  A judge that fails is NOT a wrong answer: its
+verdict has status FAILED and reward None, and is left out of every mean.  The response is untrusted text: it
+is fenced by a boundary it cannot know, and only the judge's own output is parsed.
 
 A verifier of your own needs what `VerifierLike` lists, or is one function in a file: see judges/custom.py.
 
-    python reward.py --prompt DATA.jsonl [--context answer]                 what a judge would read for the first query
-    python reward.py --parse < JUDGE_OUTPUT                                 the verdict that is read from a judge's text
+    python reward.py --prompt DATA.jsonl [--context answer]    what a judge would read for the first query
+    python reward.py --parse < JUDGE_OUTPUT                    the verdict that is read from a judge's text
 """
 
 import argparse
@@ -29,9 +31,9 @@ import time
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from data import DataError, Query, fill_prompt, load_queries, read_prompt
 
@@ -40,7 +42,8 @@ PROMPTS = Path(__file__).resolve().parent / "prompts"
 
 
 class JudgeError(RuntimeError):
-    """Raised by a chat backend when a call gave nothing usable; becomes a FAILED verdict, counted under `name`."""
+    """Raised by a chat backend when a call gave nothing usable; becomes a FAILED verdict, counted under
+    `name`."""
 
     def __init__(self, name: str, detail: str = ""):
         super().__init__(f"{name}: {detail}" if detail else name)
@@ -51,7 +54,7 @@ class VerifierUnreliable(RuntimeError):
     """Too many failed verdicts: training on what is left would be training on noise."""
 
 
-class VerdictStatus(str, Enum):
+class VerdictStatus(StrEnum):
     JUDGED = "judged"
     FAILED = "failed"                 # time-out, broken output: infrastructure, not a wrong answer
 
@@ -65,9 +68,9 @@ class Verdict:
     consistent: bool = False          # the response agrees with itself and has no cue of being a revision
     report: str = ""                  # mistake report; "" if correct, not consistent, failed or leaking
     analysis: str = ""
-    error: str = ""                   # why it FAILED
-    leaked: bool = False              # the report gave the answer away and was dropped
-    value: float | None = None        # a reward of your own rule other than 0 or 1; `correct` is then value > 0
+    error: str = ""               # why it FAILED
+    leaked: bool = False          # the report gave the answer away and was dropped
+    value: float | None = None    # a reward of your own rule other than 0 or 1; `correct` is then value > 0
 
     @property
     def reward(self) -> float | None:
@@ -77,7 +80,8 @@ class Verdict:
         return float(self.correct) if self.value is None else self.value
 
     @classmethod
-    def judged(cls, correct: bool, consistent: bool = True, report: str = "", analysis: str = "") -> "Verdict":
+    def judged(cls, correct: bool, consistent: bool = True, report: str = "", analysis: str = "",
+               ) -> "Verdict":
         keep = consistent and not correct            # a report exists only for a consistent, wrong response
         return cls(VerdictStatus.JUDGED, correct, consistent, report if keep else "", analysis)
 
@@ -90,23 +94,25 @@ class VerifierLike(Protocol):
     """What training, evaluation and data building ask of a verifier."""
 
     def judge(self, queries: list[Query], responses: list[str]) -> list[Verdict]:
-        """One verdict per (query, response), in order.  A verdict that could not be had is Verdict.failed(why); too many
-        of them: VerifierUnreliable."""
+        """One verdict per (query, response), in order.  A verdict that could not be had is
+        Verdict.failed(why); too many of them: VerifierUnreliable."""
 
     def judge_one(self, query: Query, response: str) -> Verdict:
         """The same for one, called from several threads at once."""
 
     def metrics(self) -> dict[str, float]:
-        """Counts since the last call, for metrics.jsonl; the same keys on every rank and at every call.  {}: none."""
+        """Counts since the last call, for metrics.jsonl; the same keys on every rank and at every call.  {}:
+        none."""
 
 
-# ------------------------------------------------------------------------------------------------ what is said
+# ----------------------------------------------------------------------------------------------- what is said
 
 # Cues of the paper's template: a text with one of them answers a reviewer, not the question.
-REVISION_CUES = ("you are absolutely right", "thank you for your review", "i apologize for my mistake", "re-analyze",
-                 "reconstruct", "re-examine")
+REVISION_CUES = ("you are absolutely right", "thank you for your review", "i apologize for my mistake",
+                 "re-analyze", "reconstruct", "re-examine")
 # Openers that are known to be accepted by language-model judges although they say nothing.
-EMPTY_OPENERS = {"solution", "thought process", "let's solve this problem step by step", "answer", "final answer"}
+EMPTY_OPENERS = {"solution", "thought process", "let's solve this problem step by step", "answer",
+                 "final answer"}
 
 
 def has_revision_cue(text: str) -> bool:
@@ -114,8 +120,8 @@ def has_revision_cue(text: str) -> bool:
     return any(cue in lowered for cue in REVISION_CUES)
 
 
-# Mentions of the earlier try or of the review.  The judge has the paper's cue rule; this is our second net for retries, a
-# plain text check (the paper names the criterion but not its test).
+# Mentions of the earlier try or of the review.  The judge has the paper's cue rule; this is our second net
+# for retries, a plain text check (the paper names the criterion but not its test).
 MENTIONS = ("earlier answer", "previous answer", "previous attempt", "earlier attempt", "previous response",
             "earlier response", "first attempt", "last attempt", "mistake report", "the report", "the review",
             "your review", "reviewer", "as you said", "you pointed out")
@@ -124,7 +130,7 @@ MENTIONS = ("earlier answer", "previous answer", "previous attempt", "earlier at
 def is_independent(text: str) -> bool:
     """True if a retry could have been written without having seen the failed try or the report (section 3.2).
 
-    >>> is_independent("red 3 ; blue 2 ; plus 5 ; \\\\boxed{5}"), is_independent("The reviewer is right : red 3")
+    >>> is_independent("3 + 2 = 5, so \\\\boxed{5}"), is_independent("The reviewer is right: 3 + 2 = 5")
     (True, False)
     """
     lowered = text.lower()
@@ -137,12 +143,12 @@ def says_nothing(text: str) -> bool:
     return not re.search(r"\w", plain) or " ".join(plain.split()) in EMPTY_OPENERS
 
 
-# -------------------------------------------------------------------------------------------------- the prompt
+# ------------------------------------------------------------------------------------------------- the prompt
 
-# For backends with structured output.  The texts have no maxLength on purpose: it is max_tokens that ends a judge which
-# runs on.  Measured with xgrammar and 152k tokens: a maxLength makes the grammar compile in 9 s instead of 0.05 s, and
-# the mask of every single token takes 12 ms of the server's CPU instead of 0.2 ms.
-VERDICT_SCHEMA = {
+# For backends with structured output.  The texts have no maxLength on purpose: it is max_tokens that ends a
+# judge which runs on.  Measured with xgrammar and 152k tokens: a maxLength makes the grammar compile in 9 s
+# instead of 0.05 s, and the mask of every single token takes 12 ms of the server's CPU instead of 0.2 ms.
+VERDICT_SCHEMA: dict[str, Any] = {
     "type": "object", "additionalProperties": False,
     "required": ["Analysis", "Self-Consistency", "Correctness", "Mistake Report"],
     "properties": {"Analysis": {"type": "string"}, "Self-Consistency": {"type": "integer", "enum": [0, 1]},
@@ -150,8 +156,8 @@ VERDICT_SCHEMA = {
 
 
 def plain_text(text: str) -> str:
-    """Special tokens of chat templates (<|im_end|>, </think>, ...), spelt out in ordinary ones, would become real in
-    the judge's tokenizer: end its turn, open another, add a place for an image."""
+    """Special tokens of chat templates (<|im_end|>, </think>, ...), spelt out in ordinary ones, would become
+    real in the judge's tokenizer: end its turn, open another, add a place for an image."""
     return re.sub(r"<(?=\||/?think|/?tool_|/?vision|start_of_|end_of_)", "< ", text)
 
 
@@ -159,13 +165,14 @@ PROMPT_FIELDS = ("question", "response", "answer", "solution", "cues", "reminder
 
 
 def judge_prompt(context: str, file: str = "") -> str:
-    """The template of a context level, or of a file of yours.  Named fields in braces; {question} and {response} must be
-    there, {answer} and {solution} only if the judge is to know them."""
-    return read_prompt(file or PROMPTS / f"judge_{context}.txt", PROMPT_FIELDS, needed=("question", "response"))
+    """The template of a context level, or of a file of yours.  Named fields in braces; {question} and
+    {response} must be there, {answer} and {solution} only if the judge is to know them."""
+    return read_prompt(file or PROMPTS / f"judge_{context}.txt", PROMPT_FIELDS, ("question", "response"))
 
 
 def judge_messages(query: Query, response: str, template: str, again: bool = False) -> list[dict]:
-    """Chat messages for one verdict: the images, then one text.  Image parts carry the path or bytes of the query.
+    """Chat messages for one verdict: the images, then one text.  Image parts carry the path or bytes of the
+    query.
 
     `again`: the first output could not be read.  The same words would bring the same output at temperature 0.
     """
@@ -180,7 +187,7 @@ def judge_messages(query: Query, response: str, template: str, again: bool = Fal
              + [{"type": "text", "text": text}]}]
 
 
-# -------------------------------------------------------------------------------------------------- the parser
+# ------------------------------------------------------------------------------------------------- the parser
 
 def unambiguous(pairs: list[tuple]) -> dict:
     """For json: a key that stands twice could be read either way."""
@@ -190,10 +197,12 @@ def unambiguous(pairs: list[tuple]) -> dict:
 
 
 def parse_verdict(raw: str, response: str = "") -> Verdict:
-    """Reads a judge's output strictly: it must END with one JSON object with the keys, scores 0 or 1.  Else FAILED.
+    """Reads a judge's output strictly: it must END with one JSON object with the keys, scores 0 or 1.  Else
+    FAILED.
 
-    Thoughts, prose and a code fence may stand before it.  The object has to begin a line: newlines are escaped inside
-    JSON texts, so what a judge quotes in its Analysis never does.  An object copied from the response does not count.
+    Thoughts, prose and a code fence may stand before it.  The object has to begin a line: newlines are
+    escaped inside JSON texts, so what a judge quotes in its Analysis never does.  An object copied from the
+    response does not count.
     """
     value = None
     parts = raw.split("</think>")
@@ -229,8 +238,8 @@ def parse_verdict(raw: str, response: str = "") -> Verdict:
     if correct and not consistent:
         return Verdict.failed("Correctness 1 with Self-Consistency 0")
     # JSON can spell half a character (\\ud800), which no file and no tokenizer takes.
-    report, analysis = (text.encode("utf-8", "replace").decode() for text in (report.strip(), value["Analysis"]))
-    return Verdict.judged(correct, consistent, report, analysis)
+    report, analysis = (text.encode("utf-8", "replace").decode() for text in (report, value["Analysis"]))
+    return Verdict.judged(correct, consistent, report.strip(), analysis)
 
 
 def report_leaks(report: str, query: Query, response: str) -> bool:
@@ -256,11 +265,11 @@ def report_leaks(report: str, query: Query, response: str) -> bool:
     return any(run in stated and run not in known for run in runs)
 
 
-# ------------------------------------------------------------------------------------------------ the verifier
+# ----------------------------------------------------------------------------------------------- the verifier
 
 def side_by_side(function, arguments, threads: int) -> list:
     """[function(*a) for a in arguments], on threads.  After the first exception nothing more is begun."""
-    errors = []
+    errors: list[Exception] = []
 
     def one(a):
         if not errors:
@@ -276,18 +285,20 @@ def side_by_side(function, arguments, threads: int) -> list:
 
 
 class Verifier:
-    """A language-model judge behind `chat(messages) -> text`.  Counts everything that goes wrong.  Thread-safe.
+    """A language-model judge behind `chat(messages) -> text`.  Counts everything that goes wrong.
+    Thread-safe.
 
-    `chat` raises JudgeError, TimeoutError or ConnectionError when a call gives nothing.  Text that is no verdict is
-    asked for once more (`attempts`).  An engine in the same process may offer `batch(list of messages) -> list of text
-    or exception`: judge() then makes one batch of everything, and a second one of what could not be read.
+    `chat` raises JudgeError, TimeoutError or ConnectionError when a call gives nothing.  Text that is no
+    verdict is asked for once more (`attempts`).  An engine in the same process may offer `batch(list of
+    messages) -> list of text or exception`: judge() then makes one batch of everything, and a second one of
+    what could not be read.
 
-    If more than `max_failed_share` of the last `window` verdicts failed, VerifierUnreliable is raised at once: by
-    n = floor(max_failed_share * window) + 1 failures, also before the window is full.  A dead judge is therefore asked
-    for at most n + concurrency - 1 verdicts, `attempts` calls each, and for at most
-    (ceil(n / concurrency) + 1) * attempts * (longest seconds of a call: chat.max_seconds) seconds.  (Batches are asked
-    for whole.)  It then stays given up, and stops the pauses and retries of a backend that has stop().  The window is
-    this object's: every rank has its own.
+    If more than `max_failed_share` of the last `window` verdicts failed, VerifierUnreliable is raised at
+    once: by n = floor(max_failed_share * window) + 1 failures, also before the window is full.  A dead judge
+    is therefore asked for at most n + concurrency - 1 verdicts, `attempts` calls each, and for at most
+    (ceil(n / concurrency) + 1) * attempts * (longest seconds of a call: chat.max_seconds) seconds.  (Batches
+    are asked for whole.)  It then stays given up, and stops the pauses and retries of a backend that has
+    stop().  The window is this object's: every rank has its own.
     """
 
     METRICS = ("verdicts", "by_rule", "calls", "asked_again", "failed", "leaked", "seconds", "http_retries",
@@ -300,11 +311,11 @@ class Verifier:
         self.chat, self.context, self.concurrency, self.attempts = chat, context, concurrency, attempts
         self.template = judge_prompt(context, prompt_file)
         self.max_failed_share, self.window = max_failed_share, window
-        self.counts: Counter = Counter()                        # METRICS and "failed: <name>", since the start
+        self.counts: Counter = Counter()                       # METRICS and "failed: <name>", since the start
         self.recent: deque[str] = deque(maxlen=window)          # name of the failure, "" for a verdict
         self.reported: dict[str, float] = {}
         self.last_error, self.lock = "", threading.Lock()
-        self.given_up = ""                                      # why; whoever asks after that hears it at once
+        self.given_up = ""                                     # why; whoever asks after that hears it at once
 
     def judge(self, queries: list[Query], responses: list[str]) -> list[Verdict]:
         """One verdict per (query, response), in order; calls run side by side."""
@@ -326,15 +337,16 @@ class Verifier:
     def _judge(self, pairs: list[tuple[Query, str]], ask) -> list[Verdict]:
         if self.given_up:
             raise VerifierUnreliable(self.given_up)
-        verdicts = [self._without_judge(response) for _, response in pairs]
-        # The failure window is about the judge, so it has no place for these: a policy that says nothing would hide
-        # a dead judge behind them.
+        verdicts: list[Any] = [self._without_judge(response) for _, response in pairs]
+        # The failure window is about the judge, so it has no place for these: a policy that says nothing
+        # would hide a dead judge behind them.
         self._add(verdicts=len(pairs), by_rule=sum(v is not None for v in verdicts))
         asked = todo = [i for i, verdict in enumerate(verdicts) if verdict is None]
         for attempt in range(self.attempts if asked else 0):
             start = time.monotonic()
             outputs = ask([judge_messages(*pairs[i], self.template, again=attempt > 0) for i in todo])
-            self._add(calls=len(todo), asked_again=len(todo) if attempt else 0, seconds=time.monotonic() - start)
+            seconds = time.monotonic() - start
+            self._add(calls=len(todo), asked_again=len(todo) if attempt else 0, seconds=seconds)
             unreadable = []
             for i, output in zip(todo, outputs, strict=True):
                 verdicts[i] = self._read(*pairs[i], output)
@@ -370,7 +382,8 @@ class Verifier:
 
     def _count(self, verdict: Verdict) -> None:
         failed = verdict.status is VerdictStatus.FAILED
-        self._add(failed=int(failed), leaked=int(verdict.leaked), **{f"failed: {verdict.error}": 1} if failed else {})
+        self._add(failed=int(failed), leaked=int(verdict.leaked),
+                  **{f"failed: {verdict.error}": 1} if failed else {})
         with self.lock:
             self.recent.append(verdict.error)
             bad = Counter(filter(None, self.recent))
@@ -394,7 +407,8 @@ class Verifier:
     def metrics(self) -> dict[str, float]:
         """What was counted since the last call of this method.  Always the same keys, so ranks can be summed.
 
-        seconds: of all calls, which run side by side.  The last three are 0 if the backend has no `counts` of them.
+        seconds: of all calls, which run side by side.  The last three are 0 if the backend has no `counts` of
+        them.
         """
         with self.lock:
             now = {name: float(self.counts[name]) for name in self.METRICS}
@@ -406,13 +420,13 @@ class Verifier:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Look at a judge's prompt, or at what is read from its output.")
+    parser = argparse.ArgumentParser(description="A judge's prompt, or what is read from its output.")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", metavar="DATA", help="print what a judge would read for the first query")
-    what.add_argument("--parse", action="store_true", help="print the verdict that is read from a text on stdin")
+    what.add_argument("--parse", action="store_true", help="print the verdict read from a text on stdin")
     parser.add_argument("--context", choices=CONTEXTS, default="solution")
     parser.add_argument("--judge_prompt", default="", metavar="FILE", help="a template of yours")
-    parser.add_argument("--response", help="with --prompt: the response to judge; default: the reference solution")
+    parser.add_argument("--response", help="with --prompt: what is judged; default: the reference solution")
     args = parser.parse_args()
     if args.parse:
         print(parse_verdict(sys.stdin.read()))

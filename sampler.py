@@ -1,11 +1,12 @@
 """Two-stage sampling (paper, section 3.2) and the engine that generates.
 
-Stage 1 draws K samples per query.  If every verdict of a query is negative, stage 2 draws one retry per
-negative: the policy then sees the query, its own failed response and the mistake report on it.
+Stage 1 draws K samples per query: sample().  If every verdict of a query is negative, stage 2 draws one retry
+per negative, which sees the query, its own failed response and the mistake report on it: resample().
 
 `Engine` lists what an engine must do.  `HFEngine` runs any transformers Qwen-VL model in process: it is the
-laptop's engine and the oracle for faster ones.  `VLLMEngine` is the fast one; it also takes single samples while
-others are running, so that `two_stages` can run both stages and the judge as one continuous batch.
+laptop's engine and the oracle for faster ones.  `VLLMEngine` is the fast one; it also takes single samples
+while others are running, so that both stages and the judge can be one continuous batch
+(training/continuous.py).
 
 Every request carries its own seeds, made from (run seed, step, query, stage, member) by a stable hash: a
 sample can be drawn again without replaying the run, and does not depend on what else is in the batch.
@@ -18,20 +19,18 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from enum import Enum
+from enum import StrEnum
 from typing import Any, Protocol
-from queue import SimpleQueue
 
 import torch
 import torch.distributed as dist
 
-from data import Processor, Prompt, Query
+from data import Processor, Prompt, Query, load_model
 
 
-class SampleStatus(str, Enum):
+class SampleStatus(StrEnum):
     COMPLETED = "completed"                        # ended with EOS
     TRUNCATED = "truncated"                        # ran into max_new_tokens
     TOO_LONG = "too_long"                          # not sampled: the prompt leaves less than max_new_tokens
@@ -41,8 +40,8 @@ class SampleStatus(str, Enum):
 class Sample:
     """One response of the policy.  `ids` are the engine's own and stay what they are."""
 
-    ids: list[int]                                 # response token ids, EOS included
-    logprobs: list[float]                          # engine log-prob of each id, under the prompt that was shown
+    ids: list[int]                             # response token ids, EOS included
+    logprobs: list[float]                      # engine log-prob of each id, under the prompt that was shown
     status: SampleStatus
     text: str                                      # decoded, for people and verifiers
     stage: int = 1
@@ -58,14 +57,15 @@ class Request:
 
 @dataclass
 class Rollout:
-    """What happens to one query in one step, filled in from top to bottom.  `_G` lists run over group members."""
+    """What happens to one query in one step, filled in from top to bottom.  `_G` lists run over group
+    members."""
 
     query: Query
     prompt: Prompt
-    name: str                                                       # keys its seeds: unique within a step
-    samples_G: list[Sample] = field(default_factory=list)           # stage 1
-    verdicts_G: list = field(default_factory=list)                  # reward.Verdict of each
-    retries_G: list[Sample] = field(default_factory=list)           # stage 2, if any: retry k answers sample k
+    name: str                                                   # keys its seeds: unique within a step
+    samples_G: list[Sample] = field(default_factory=list)       # stage 1
+    verdicts_G: list = field(default_factory=list)              # reward.Verdict of each
+    retries_G: list[Sample] = field(default_factory=list)       # stage 2, if any: retry k answers sample k
     retry_verdicts_G: list = field(default_factory=list)
     kept_G: list[bool] = field(default_factory=list)                # verified and independent: rolled back
     group: Any = None                                               # grpo.Group: what is trained on
@@ -87,17 +87,17 @@ def seed_of(*key) -> int:
 
 
 class Engine(Protocol):
-    """What the loop asks of an engine; HFEngine is the shortest example.  One that also has add(), step(), busy and
-    abort(), as VLLMEngine, can run both stages and the judge as one continuous batch: two_stages()."""
+    """What the loop asks of an engine; HFEngine is the shortest example.  One that also has add(), step(),
+    busy and abort(), as VLLMEngine, can run both stages and the judge as one continuous batch."""
 
     processor: Processor
     replica: int                  # this process samples queries[replica::replicas]
     replicas: int
-    leader: bool                  # the one process of a replica that asks judges (tensor parallel has several)
+    leader: bool              # the one process of a replica that asks judges (tensor parallel has several)
 
     def generate(self, requests: list[Request], temperature: float | None = None) -> list[list[Sample]]:
-        """len(seeds) samples for each request, in order.  Temperature 0 is greedy, None the engine's own; top_p is 1:
-        on-policy training needs it."""
+        """len(seeds) samples for each request, in order.  Temperature 0 is greedy, None the engine's own;
+        top_p is 1: on-policy training needs it."""
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """New weights under their transformers names; whatever the old ones computed is forgotten."""
@@ -111,19 +111,21 @@ class Engine(Protocol):
     def wake(self) -> None: ...
 
 
-# ---------------------------------------------------------------------------------------------- the two stages
+# --------------------------------------------------------------------------------------------- the two stages
 # Axis letters: _P query (prompt) of the batch, _G member of its group, _T token.
 
 def sample(engine: Engine, rollouts_P: list[Rollout], group_size: int, seed_key: tuple) -> None:
     """Stage 1: fills samples_G with K samples of each query."""
-    samples_P_G = engine.generate([
-        Request(r.prompt, [seed_of(*seed_key, r.name, "stage1", k) for k in range(group_size)]) for r in rollouts_P])
-    for rollout, samples_G in zip(rollouts_P, samples_P_G, strict=True):
+    requests = [Request(r.prompt, [seed_of(*seed_key, r.name, "stage1", k) for k in range(group_size)])
+                for r in rollouts_P]
+    for rollout, samples_G in zip(rollouts_P, engine.generate(requests), strict=True):
         rollout.samples_G = samples_G
 
 
-def resample(engine: Engine, rollouts_P: list[Rollout], messages_P_G: list[list[str]], seed_key: tuple) -> None:
-    """Stage 2: fills retries_G with one retry per message, in the context (query, failed response, message)."""
+def resample(engine: Engine, rollouts_P: list[Rollout], messages_P_G: list[list[str]], seed_key: tuple,
+             ) -> None:
+    """Stage 2: fills retries_G with one retry per message, in the context (query, failed response,
+    message)."""
     requests = [Request(engine.processor.follow_up(r.prompt, failed.ids, message),
                         [seed_of(*seed_key, r.name, "stage2", k)])
                 for r, messages_G in zip(rollouts_P, messages_P_G, strict=True)
@@ -133,73 +135,14 @@ def resample(engine: Engine, rollouts_P: list[Rollout], messages_P_G: list[list[
         rollout.retries_G = [replace(next(retries)[0], stage=2) for _ in messages_G]
 
 
-def two_stages(engine, rollouts_P: list[Rollout], group_size: int, seed_key: tuple, judge: Callable,
-               retry_messages: Callable[[Rollout], list[str]], workers: int = 32) -> None:
-    """Both stages and their verdicts as ONE running batch: fills samples_G, verdicts_G, retries_G, retry_verdicts_G.
-
-    A response is judged while others are still being written, and a group's retries join the batch with its last
-    verdict.  The seeds are those of sample() and resample(), so are the samples.
-
-    judge(query, text) -> verdict           in one of `workers` threads of the leader; exceptions end it on all ranks
-    retry_messages(rollout) -> messages     one per member, or []: no stage 2 for this group
-    """
-    samples, verdicts = {}, {}                          # by key (stage, p, k)
-    pending, judged, steps = set(), SimpleQueue(), 0    # without verdict; (key, future) of those that have one
-
-    def add(stage: int, p: int, k: int, prompt: Prompt) -> None:
-        engine.add((stage, p, k), prompt, seed_of(*seed_key, rollouts_P[p].name, f"stage{stage}", k))
-
-    def new_verdicts() -> list[tuple]:
-        """(key, verdict) of all judged since.  If the engine has nothing to do it waits for one."""
-        done = [] if engine.busy else [judged.get()]
-        while not judged.empty():
-            done.append(judged.get())
-        return [(key, future.result()) for key, future in done]
-
-    def of_group(found: dict, stage: int, p: int) -> list:
-        return [found[stage, p, k] for k in range(group_size) if (stage, p, k) in found]
-
-    pool = ThreadPoolExecutor(workers)
-    try:
-        for p, rollout in enumerate(rollouts_P):
-            for k in range(group_size):
-                add(1, p, k, rollout.prompt)
-        while engine.busy or pending:
-            if engine.busy:
-                steps += 1
-                for key, drawn in engine.step():
-                    samples[key] = replace(drawn, stage=key[0])
-                    pending.add(key)
-                    if engine.leader:
-                        pool.submit(judge, rollouts_P[key[1]].query, drawn.text).add_done_callback(
-                            lambda future, key=key: judged.put((key, future)))
-            # All ranks of a replica must add the same requests before the same step: the leader's list decides.
-            # Every 8th step: soon enough against a judge's seconds, rare enough to cost nothing.
-            if not pending or engine.busy and steps % 8:
-                continue
-            for key, verdict in on_leader(engine, new_verdicts):
-                verdicts[key] = verdict
-                pending.remove(key)
-                stage, p, _ = key
-                rollout, verdicts_G = rollouts_P[p], of_group(verdicts, 1, p)
-                if stage == 1 and len(verdicts_G) == group_size:
-                    rollout.samples_G, rollout.verdicts_G = of_group(samples, 1, p), verdicts_G
-                    for k, message in enumerate(retry_messages(rollout)):
-                        add(2, p, k, engine.processor.follow_up(rollout.prompt, rollout.samples_G[k].ids, message))
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        engine.abort()                                  # after an error; else there is nothing left
-    for p, rollout in enumerate(rollouts_P):
-        rollout.retries_G, rollout.retry_verdicts_G = of_group(samples, 2, p), of_group(verdicts, 2, p)
-
-
 def on_leader(engine, work: Callable):
-    """work() on the first rank of a tensor-parallel group; its value, or its exception, on all ranks of the group."""
+    """work() on the first rank of a tensor-parallel group; its value, or its exception, on all ranks of the
+    group."""
     value, error = None, None
     if engine.leader:
         try:
             value = work()
-        except Exception as problem:             # raised again below, here and on the other ranks: none waits for ever
+        except Exception as problem:    # raised again below, here and on the other ranks: none waits for ever
             error = problem
     value, error = engine.share((value, error))
     if error is not None:
@@ -207,7 +150,11 @@ def on_leader(engine, work: Callable):
     return value
 
 
-# ----------------------------------------------------------------------------------------------------- engines
+# ---------------------------------------------------------------------------------------------------- engines
+def rank_and_world() -> tuple[int, int]:
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
 def too_long() -> Sample:
     return Sample([], [], SampleStatus.TOO_LONG, "")
 
@@ -222,7 +169,7 @@ class HFEngine:
         self.model, self.processor = model, processor
         self.temperature, self.max_new_tokens, self.max_rows = temperature, max_new_tokens, max_rows
         self.forbidden = torch.tensor(processor.forbidden_ids, device=model.device)
-        self.replica, self.replicas = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.replica, self.replicas = rank_and_world()
 
     @torch.no_grad()
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
@@ -242,17 +189,13 @@ class HFEngine:
     def generate(self, requests: list[Request], temperature: float | None = None) -> list[list[Sample]]:
         temperature = self.temperature if temperature is None else temperature
         limit = self.model.config.text_config.max_position_embeddings - self.max_new_tokens
-        out, batch, rows = [], [], 0
-        for request in requests:
-            if len(request.prompt.ids) > limit:
-                continue
-            if batch and rows + len(request.seeds) > self.max_rows:
-                out += self._generate(batch, temperature)
-                batch, rows = [], 0
-            batch.append(request)
-            rows += len(request.seeds)
-        out = iter(out + (self._generate(batch, temperature) if batch else []))
-        return [next(out) if len(request.prompt.ids) <= limit else [too_long() for _ in request.seeds]
+        batches: list[list[Request]] = [[]]
+        for request in (r for r in requests if len(r.prompt.ids) <= limit):
+            if sum(len(r.seeds) for r in [*batches[-1], request]) > self.max_rows and batches[-1]:
+                batches.append([])
+            batches[-1].append(request)
+        drawn = iter([samples for batch in batches if batch for samples in self._generate(batch, temperature)])
+        return [next(drawn) if len(request.prompt.ids) <= limit else [too_long() for _ in request.seeds]
                 for request in requests]
 
     @torch.no_grad()
@@ -279,9 +222,9 @@ class HFEngine:
             positions[:, i, -len(prompt.ids):] = torch.from_numpy(prompt.positions)
         pixels = self.processor.pixel_batch([image for prompt in prompts for image in prompt.images])
         cache = DynamicCache(config=self.model.config.text_config)
-        logits = self.model(input_ids=ids.to(device), attention_mask=mask.to(device), position_ids=positions.to(device),
-                            past_key_values=cache, use_cache=True, logits_to_keep=1,
-                            **{k: v.to(device) for k, v in pixels.items()}).logits[:, -1][owner]
+        arguments = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, **pixels}
+        logits = self.model(**{k: v.to(device) for k, v in arguments.items()}, past_key_values=cache,
+                            use_cache=True, logits_to_keep=1).logits[:, -1][owner]
         cache.batch_select_indices(owner)
         mask = mask.to(device)[owner]
         position = torch.tensor([prompt.next_position for prompt in prompts], device=device)[owner]
@@ -294,10 +237,11 @@ class HFEngine:
         for t in range(self.max_new_tokens):
             logits = logits.float()
             logits[:, self.forbidden] = -torch.inf
-            logp = torch.log_softmax(logits / temperature if temperature > 0 else logits, dim=-1)    # [rows, V]
+            logp = torch.log_softmax(logits / temperature if temperature > 0 else logits, dim=-1)  # [rows, V]
             if temperature > 0:                                 # inverse of the cumulative distribution
                 cumulative = logp.double().exp().cumsum(-1)
-                token = torch.searchsorted(cumulative, uniform_GT[:, t:t + 1] * cumulative[:, -1:], right=True)
+                drawn = uniform_GT[:, t:t + 1] * cumulative[:, -1:]
+                token = torch.searchsorted(cumulative, drawn, right=True)
             else:
                 token = logp.argmax(-1, keepdim=True)
             tokens_GT[:, t], logps_GT[:, t] = token[:, 0], logp.gather(1, token)[:, 0]
@@ -327,16 +271,18 @@ class HFEngine:
 
 
 class VLLMEngine:
-    """vLLM in the training process: on one device, or inside each torchrun rank (torch.distributed initialised first).
+    """vLLM in the training process: on one device, or inside each torchrun rank (torch.distributed
+    initialised first).
 
     `tensor_parallel` ranks in a row hold one model together; they must make the same calls in the same order.
-    `memory_share` of the device is the engine's while it is awake.  A prompt is sampled if it leaves max_new_tokens
-    of `max_context`, else its samples are TOO_LONG.  Only one engine of a process can sleep: vLLM's CUDA allocator.
+    `memory_share` of the device is the engine's while it is awake.  A prompt is sampled if it leaves
+    max_new_tokens of `max_context`, else its samples are TOO_LONG.  Only one engine of a process can sleep:
+    vLLM's CUDA allocator.
     """
 
     def __init__(self, model: str, processor: Processor, temperature: float = 1.0, max_new_tokens: int = 32,
-                 max_context: int = 4096, tensor_parallel: int = 1, memory_share: float = 0.5, max_rows: int = 256,
-                 dtype: str = "auto"):
+                 max_context: int = 4096, tensor_parallel: int = 1, memory_share: float = 0.5,
+                 max_rows: int = 256, dtype: str = "auto"):
         cuda = torch.cuda.is_available()
         for name, value in [("VLLM_ENABLE_V1_MULTIPROCESSING", "0"), ("VLLM_LOGGING_LEVEL", "ERROR"),
                             ("VLLM_CPU_KVCACHE_SPACE", "1")]:
@@ -347,17 +293,18 @@ class VLLMEngine:
         self.max_new_tokens, self.max_context = max_new_tokens, max_context
         if len(processor.forbidden_ids) > 1024:
             raise ValueError(f"{len(processor.forbidden_ids)} ids may not be sampled, vLLM can forbid 1024")
-        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        rank, world = rank_and_world()
         if world % tensor_parallel:
-            raise ValueError(f"{world} process(es) cannot form groups of {tensor_parallel}: start with torchrun")
+            raise ValueError(f"{world} process(es) cannot form groups of {tensor_parallel}: use torchrun")
         self.replica, self.replicas = rank // tensor_parallel, world // tensor_parallel
         self.first, self.group = self.replica * tensor_parallel, None
         self.leader = rank == self.first
-        if tensor_parallel > 1:            # CPU messages, so that nothing waits for the device; a judge may take long
-            groups = [dist.new_group(range(first, first + tensor_parallel), timeout=timedelta(hours=6), backend="gloo")
+        if tensor_parallel > 1:    # CPU messages, so that nothing waits for the device; a judge may take long
+            groups = [dist.new_group(range(first, first + tensor_parallel), timedelta(hours=6), "gloo")
                       for first in range(0, world, tensor_parallel)]
             self.group = groups[self.replica]
-        # On CPU a seeded request whose prefill is split over steps cannot rewind its generator: prompts stay whole.
+        # On CPU a seeded request whose prefill is split over steps cannot rewind its generator: prompts stay
+        # whole.
         device = {"gpu_memory_utilization": memory_share, "enable_sleep_mode": True} if cuda else {
             "enforce_eager": True, "block_size": 32, "enable_chunked_prefill": False,
             "max_num_batched_tokens": max(max_context, max_rows)}
@@ -366,14 +313,18 @@ class VLLMEngine:
             model=model, dtype=("bfloat16" if cuda else "float32") if dtype == "auto" else dtype, seed=0,
             tensor_parallel_size=tensor_parallel, max_model_len=max_context, max_num_seqs=max_rows,
             distributed_executor_backend="external_launcher" if world > 1 else None,
-            logprobs_mode="processed_logprobs",        # of the distribution sampled from: temperature, forbidden ids
-            async_scheduling=False,                    # as on CPU: a step returns what it finished
+            logprobs_mode="processed_logprobs",    # of the distribution sampled from, forbidden ids left out
+            async_scheduling=False,                # as on CPU: a step returns what it finished
             limit_mm_per_prompt={"video": 0},
-            # Pictures arrive at their final size (Processor.picture); the bounds only say how much memory they need.
+            # Pictures arrive at their final size (Processor.picture); the bounds only say how much memory
+            # they need.
             mm_processor_kwargs={"do_resize": False, "size": dict(processor.image_processor.size)}, **device)
-        self.engine, self.asleep = self.llm.llm_engine, []
-        self.keys, self.finished, self.added = {}, [], 0           # request name -> key; done without the engine
-        self.rendered = (None, None)                               # the last prompt, and vLLM's form of it
+        self.engine: Any = self.llm.llm_engine
+        self.asleep: list[str] = []
+        self.keys: dict[str, tuple] = {}                    # request name -> key
+        self.finished: list[tuple[tuple, Sample]] = []      # done without the engine
+        self.added = 0
+        self.rendered: tuple[Any, Any] = (None, None)       # the last prompt, and vLLM's form of it
 
     # ------------------------------------------------------------------------------------------------ samples
 
@@ -387,19 +338,22 @@ class VLLMEngine:
         from vllm.sampling_params import RequestOutputKind
 
         self.wake()
-        if len(prompt.ids) + self.max_new_tokens > self.max_context:    # vLLM would silently shorten the response
+        if len(prompt.ids) + self.max_new_tokens > self.max_context:    # vLLM would shorten the response
             self.finished.append((key, too_long()))
             return
         if self.rendered[0] is not prompt:                              # once for the K samples of a query
             self.rendered = (prompt, self._render(prompt))
         params = SamplingParams(
             temperature=self.temperature if temperature is None else temperature, seed=seed,
-            max_tokens=self.max_new_tokens, logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY,
-            # ignore_eos and then our own: generation_config.json may name further ids that end a response.  Its top_p,
-            # top_k and penalties are defaults for requests without parameters, and do not come here.
+            max_tokens=self.max_new_tokens, logprobs=0, detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            # ignore_eos and then our own: generation_config.json may name further ids that end a response.
+            # Its top_p, top_k and penalties are defaults for requests without parameters, and do not come
+            # here.
             ignore_eos=True, stop_token_ids=[self.processor.eos_id],
-            # The one mask that both of vLLM's model runners take for a real vocabulary (up to 1024 ids, as many as a
-            # list of ALLOWED ids may have).  -inf is impossible at any temperature; its HTTP server clamps at -100.
+            # The one mask that both of vLLM's model runners take for a real vocabulary (up to 1024 ids, as
+            # many as a list of ALLOWED ids may have).  -inf is impossible at any temperature; its HTTP server
+            # clamps at -100.
             logit_bias=dict.fromkeys(self.processor.forbidden_ids, -math.inf))
         name = str(self.added)
         self.engine.add_request(name, dict(self.rendered[1]), params)
@@ -407,13 +361,14 @@ class VLLMEngine:
         self.added += 1
 
     def _render(self, prompt: Prompt) -> dict:
-        """vLLM expands one placeholder per image by itself, and has to come to the ids that the trainer uses."""
+        """vLLM expands one placeholder per image by itself, and has to come to the ids that the trainer
+        uses."""
         from vllm.renderers.inputs.preprocess import parse_model_prompt
 
         image_id = self.processor.image_id
         ids = [b for a, b in zip([None, *prompt.ids], prompt.ids) if b != image_id or a != image_id]
-        given = {"prompt_token_ids": ids}
-        if prompt.images:                              # named by content: hashed once, and never taken for another
+        given: dict[str, Any] = {"prompt_token_ids": ids}
+        if prompt.images:                         # named by content: hashed once, and never taken for another
             pictures = [self.processor.picture(image) for image in prompt.images]
             given |= {"multi_modal_data": {"image": pictures},
                       "multi_modal_uuids": {"image": [picture.info["content"] for picture in pictures]}}
@@ -421,14 +376,14 @@ class VLLMEngine:
         rendered, = renderer.render_cmpl([parse_model_prompt(self.engine.model_config, given)],
                                          renderer.default_cmpl_tok_params)
         if list(rendered["prompt_token_ids"]) != prompt.ids:
-            raise RuntimeError(f"vLLM makes {len(rendered['prompt_token_ids'])} ids of a prompt of {len(prompt.ids)}: "
-                               "engine and trainer do not see the same image tokens")
+            raise RuntimeError(f"vLLM makes {len(rendered['prompt_token_ids'])} ids of a prompt of "
+                               f"{len(prompt.ids)}: engine and trainer do not see the same image tokens")
         return rendered
 
     def step(self) -> list[tuple[tuple, Sample]]:
         """One token for every running sample -> [(key, sample)] of those that ended; often []."""
         out, self.finished = self.finished, []
-        with torch._dynamo.config.patch(disable=not torch.cuda.is_available()):       # compiling for CPU takes 15 s
+        with torch._dynamo.config.patch(disable=not torch.cuda.is_available()):     # takes 15 s on CPU
             outputs = self.engine.step() if self.engine.has_unfinished_requests() else []
         for output in outputs:
             end, = output.outputs
@@ -443,7 +398,7 @@ class VLLMEngine:
     def generate(self, requests: list[Request], temperature: float | None = None) -> list[list[Sample]]:
         if self.busy:
             raise RuntimeError("generate() while samples of add() are running")
-        samples = {}
+        samples: dict[tuple, Sample] = {}
         try:
             for i, request in enumerate(requests):
                 for k, seed in enumerate(request.seeds):
@@ -472,8 +427,9 @@ class VLLMEngine:
     # ------------------------------------------------------------------------------------------------ weights
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """New weights under their transformers names, in place.  A tied head too: on CPU it is a copy inside vLLM, and
-        left out it would go on with the old one without an error.  The engine is awake afterwards."""
+        """New weights under their transformers names, in place.  A tied head too: on CPU it is a copy inside
+        vLLM, and left out it would go on with the old one without an error.  The engine is awake
+        afterwards."""
         if self.busy:
             raise RuntimeError("load_weights() while samples are running")
         names = set()
@@ -496,7 +452,8 @@ class VLLMEngine:
         self.rendered = (None, None)
 
     def sleep(self) -> None:
-        """Weights to host memory, keys and values forgotten (level 1; level 2 corrupts).  Frees nothing on CPU."""
+        """Weights to host memory, keys and values forgotten (level 1; level 2 corrupts).  Frees nothing on
+        CPU."""
         if self.busy:
             raise RuntimeError("sleep() while samples are running")
         if not self.asleep:
@@ -514,11 +471,8 @@ def main() -> None:
     """Four samples of a model in transformers."""
     if len(sys.argv) < 3:
         sys.exit("usage: python sampler.py MODEL QUESTION [PICTURE ...]")
-    from transformers import AutoModelForImageTextToText
-
     processor = Processor(sys.argv[1])
-    engine = HFEngine(AutoModelForImageTextToText.from_pretrained(sys.argv[1], dtype=torch.float32), processor,
-                      max_new_tokens=256)
+    engine = HFEngine(load_model(sys.argv[1], torch.float32), processor, max_new_tokens=256)
     prompt = processor.prompt(Query("command line", sys.argv[3:], sys.argv[2], "-", "-"))
     for drawn in engine.generate([Request(prompt, [seed_of("command line", k) for k in range(4)])])[0]:
         print(f"{sum(drawn.logprobs):8.2f}  {drawn.status.value:9s}  {drawn.text}")

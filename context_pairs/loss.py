@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from context_pairs.pairs import ContextPair, query_of_pair, swap_options
-from data import Processor, Prompt
+from data import DataError, Processor, Prompt
 from grpo import Member
 from policy import Auxiliary, Policy, Row
 
@@ -18,7 +18,7 @@ LIMIT = 5.0           # c of the paper: margins are clipped to +-c
 
 def auxiliary_loss(pairs: list[ContextPair], weight: float, processor: Processor) -> Auxiliary:
     """The argument `auxiliary` of one Policy.update; `pairs` are this rank's share of the step's."""
-    ids = processor.option_ids()
+    ids = option_ids(processor)
     rows = [letter_row(processor.prompt(query_of_pair(pair)), ids[pair.letter], ids[swap_options(pair).letter])
             for pair in pairs]
     return Auxiliary(rows, weight, lambda policy, batch: context_loss(*margins(policy, batch)), context_metrics)
@@ -28,6 +28,16 @@ def letter_row(prompt: Prompt, right: list[int], wrong: list[int]) -> Row:
     """A context pair as a row: its members are the forms of the two letters, one token each, R = 1 for the right one.
     They add no input, so the pair costs one pass of its prompt."""
     return Row(prompt, [Member([token], [], float(token in right)) for token in [*right, *wrong]])
+
+
+def option_ids(processor: Processor, letters: str = "AB") -> dict[str, list[int]]:
+    """Letter -> its ids as the first token of an answer, without and with a blank before it.  Only forms
+    in which every letter is one token: more forms would make a letter likelier."""
+    forms = [[processor.encode(form.format(letter)) for letter in letters] for form in ("{}", " {}")]
+    single = [[ids[0] for ids in form] for form in forms if all(len(ids) == 1 for ids in form)]
+    if not single:
+        raise DataError(f"the tokenizer has no single tokens for the letters {', '.join(letters)}")
+    return {letter: [form[i] for form in single] for i, letter in enumerate(letters)}
 
 
 def margins(policy: Policy, batch: list[Row]) -> tuple[torch.Tensor, torch.Tensor]:

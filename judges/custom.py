@@ -2,8 +2,9 @@
 
     --verifier my_reward.py
 
-The file holds `judge(query, response)`, which returns a reward.Verdict, or a number, which is the reward: above 0 the
-response counts as right, so that its query needs no stage 2.  It is called from several threads.  It may be the whole of
+The file holds `judge(query, response)`, which returns a reward.Verdict, or a number, which is the reward:
+above 0 the response counts as right, so that its query needs no stage 2.  It is called from several threads.
+It may be the whole of
 
     def judge(query, response):
         return float(query.answer in response)
@@ -44,7 +45,7 @@ class FunctionVerifier:
         if isinstance(value, Verdict):
             return value
         if not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise VerifierUnreliable(f"{self.file}: judge() returned {value!r:.80} for query {query.id}; it must be a "
+            raise VerifierUnreliable(f"{self.file}: judge() returned {value!r:.80} for query {query.id}, not a "
                                      "Verdict or a finite number")
         return Verdict(VerdictStatus.JUDGED, correct=value > 0, consistent=True, value=float(value))
 
@@ -55,7 +56,8 @@ class FunctionVerifier:
 def where_in(file: str, error: BaseException) -> str:
     """Line of the file, kind and message of an error: one line."""
     place = Path(file).resolve()
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).resolve() == place]
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == place]
     number = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
     message = " ".join(str(getattr(error, "msg", None) or error).split())[:200]
     return f"{file}{f':{number}' if number else ''}: {type(error).__name__}: {message}"

@@ -6,13 +6,14 @@ from reward import Verdict, VerifierLike
 
 
 def answers_match(query: Query, response: str) -> bool:
-    """Rule check of the final answer; with Query.facts["choices"] (letter -> text) an option's text counts too."""
+    """Rule check of the final answer; with Query.facts["choices"] (letter -> text) an option's text counts
+    too."""
     return matches(response, query.answer, query.facts.get("choices"))
 
 
 class RuleVerifier:
-    """The level "answer" without a judge: R = 1 iff the final answer is the reference's.  It writes no reports, so a
-    retry is told only that its try was wrong."""
+    """The level "answer" without a judge: R = 1 iff the final answer is the reference's.  It writes no
+    reports, so a retry is told only that its try was wrong."""
 
     def judge(self, queries: list[Query], responses: list[str]) -> list[Verdict]:
         return [self.judge_one(query, response) for query, response in zip(queries, responses, strict=True)]
@@ -25,8 +26,8 @@ class RuleVerifier:
 
 
 class RuleFirst:
-    """Queries whose facts hold {"rule": true} are judged by rule (a context pair asked as a query, say), all others by
-    `verifier`."""
+    """Queries whose facts hold {"rule": true} are judged by rule (a context pair asked as a query, say), all
+    others by `verifier`."""
 
     def __init__(self, verifier: VerifierLike):
         self.verifier, self.rule = verifier, RuleVerifier()

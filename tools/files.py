@@ -1,7 +1,7 @@
 """Files: written whole or not at all, and read back row by row.
 
-`data.json_lines` and `data.json_row` read files of users, where any row may be bad; `read_rows` reads what this project
-wrote itself, where only the last line can be torn.
+`data.json_lines` and `data.json_row` read files of users, where any row may be bad; `read_rows` reads what
+this project wrote itself, where only the last line can be torn.
 """
 
 import json
@@ -31,8 +31,8 @@ def append_rows(file: Path, rows: Iterable[dict]) -> None:
 
 
 def read_rows(file: Path, *names: str) -> Iterator[dict]:
-    """Rows of a JSONL file of ours; each has `names`.  A last line without its end is what a killed run was writing: it
-    is left out.  Anything else that is no row is an error."""
+    """Rows of a JSONL file of ours; each has `names`.  A last line without its end is what a killed run was
+    writing: it is left out.  Anything else that is no row is an error."""
     with open(file, "rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.endswith(b"\n"):

@@ -6,8 +6,8 @@ import numpy as np
 
 
 def bootstrap_interval(clusters: list[list], resamples: int = 2000) -> list[float]:
-    """95 % bootstrap interval of a share; whole clusters are drawn, because what is inside belongs together.  Of a
-    share of 0 or 1, where nothing varies, the exact interval of that many clusters."""
+    """95 % bootstrap interval of a share; whole clusters are drawn, because what is inside belongs together.
+    Of a share of 0 or 1, where nothing varies, the exact interval of that many clusters."""
     rng, n = np.random.default_rng(0), len(clusters)
     sums, sizes = np.array([[sum(c), len(c)] for c in clusters], dtype=float).T
     if sums.sum() in (0, sizes.sum()):

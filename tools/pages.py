@@ -9,7 +9,8 @@ from data import read_picture
 
 
 def escape(text: str) -> str:
-    """Untrusted text as HTML: escaped, no control or direction characters, the middle cut if long, the answer boxed."""
+    """Untrusted text as HTML: escaped, no control or direction characters, the middle cut if long, the answer
+    boxed."""
     if len(text) > 1500:
         text = f"{text[:1000]} [… {len(text) - 1500} characters …] {text[-500:]}"
     plain = "".join(c if c.isprintable() or c.isspace() else "\ufffd" for c in text)

@@ -35,7 +35,7 @@ def finevision_sample(folder: Path, size: int = 24) -> None:
         rows.append(conversation(queries, [(f"<image>\n{q.question}", q.solution) for q in queries],
                                  ratings=[5] * len(queries)))
     rows[1]["ratings"] = [2]
-    with Image.open(io.BytesIO(rows[3]["images"][0]["bytes"])) as picture:      # the same picture in another file
+    with Image.open(io.BytesIO(rows[3]["images"][0]["bytes"])) as picture:  # the same picture in another file
         file = io.BytesIO()
         picture.resize((120, 120)).save(file, "JPEG", quality=80)
     rows.append(rows[3] | {"images": [{"bytes": file.getvalue(), "path": "copy.jpg"}]})

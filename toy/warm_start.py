@@ -185,7 +185,7 @@ def warm_start(out: Path, steps: int, seed: int, rows_per_step: int = 96, retrie
         return Row(prompt, [Member(processor.encode_response(answer), [], 1.0)])
 
     for step in range(1, steps + 1):
-        captions = max(0.12, 0.9 - step / 300)         # first see, then reason: captions alone teach perception fast
+        captions = max(0.12, 0.9 - step / 300)  # first see, then reason: captions alone teach perception fast
         rows = [row(*plain_example(rng, scenes, captions)) for _ in range(rows_per_step)]
         for problem, failed, report, better in (retry_example(rng, scenes) for _ in range(retries_per_step)):
             rows.append(row(problem.scene, problem.question, better, failed, report))

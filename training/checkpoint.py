@@ -1,5 +1,5 @@
-"""Checkpoints: of a policy (whole weights for everybody, shards and optimiser state for going on), and what may be wrong
-with one."""
+"""Checkpoints: of a policy (whole weights for everybody, shards and optimiser state for going on), and what
+may be wrong with one."""
 
 import json
 from collections.abc import Iterator
@@ -11,14 +11,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
-from data import DataError
-from policy import Policy, local_shard
+from data import DataError, Processor
+from policy import Policy
 from tools.programs import first_line
 
 
 @contextmanager
 def loading(what: str) -> Iterator[None]:
-    """Whatever transformers raises on a folder that is not a complete checkpoint of a vision-language model: one line."""
+    """Whatever transformers raises on a folder that is not a complete checkpoint of a vision-language model:
+    one line."""
     try:
         yield
     except DataError:
@@ -29,7 +30,8 @@ def loading(what: str) -> Iterator[None]:
 
 
 def model_fingerprint(model: str) -> str:
-    """The architecture of a checkpoint as one string: a run is only resumed with the model it was started with."""
+    """The architecture of a checkpoint as one string: a run is only resumed with the model it was started
+    with."""
     from transformers import AutoConfig
 
     with loading(f"model {model}"):
@@ -42,9 +44,9 @@ def model_fingerprint(model: str) -> str:
 
 
 def save_checkpoint(policy: Policy, folder: Path) -> None:
-    """Into one folder that all ranks see: an ordinary Hugging Face checkpoint (whole weights, compute dtype) and,
-    in trainer/, one file per rank with its shards of master weights and optimiser state.  Safetensors only; in a
-    folder of their own, because vLLM takes every such file beside the model for a part of it."""
+    """Into one folder that all ranks see: an ordinary Hugging Face checkpoint (whole weights, compute dtype)
+    and, in trainer/, one file per rank with its shards of master weights and optimiser state.  Safetensors
+    only; in a folder of their own, because vLLM takes every such file beside the model for a part of it."""
     state = {f"weight.{name}": local_shard(p).detach() for name, p in policy.model.named_parameters()}
     state |= {f"{key}.{name}": local_shard(value) for name, p in policy.parameters.items()
               for key, value in policy.optimizer.state.get(p, {}).items()}
@@ -60,13 +62,30 @@ def save_checkpoint(policy: Policy, folder: Path) -> None:
         policy.model.save_pretrained(folder, state_dict=whole)
         config = json.loads((folder / "config.json").read_text())
         for part in (config, config.get("text_config", {}), config.get("vision_config", {})):
-            part["dtype"] = str(policy.compute_dtype)[6:]                     # of the file, not of the master weights
+            part["dtype"] = str(policy.compute_dtype)[6:]             # of the file, not of the master weights
         (folder / "config.json").write_text(json.dumps(config, indent=2))
-        policy.processor.save(folder)
+        save_processor(policy.processor, folder)
+
+
+def save_processor(processor: Processor, folder: Path) -> None:
+    """All that a checkpoint needs besides weights.  The source's video and processor settings go along:
+    other programs (vLLM) build a processor for videos too, even if they never see one."""
+    from transformers.utils import cached_file
+
+    processor.tokenizer.save_pretrained(folder)
+    processor.image_processor.save_pretrained(folder)
+    for name in ("video_preprocessor_config.json", "processor_config.json"):
+        path = cached_file(processor.source, name, _raise_exceptions_for_missing_entries=False)
+        if path is not None:
+            settings = json.loads(Path(path).read_text(encoding="utf-8"))
+            if "image_processor" in settings:             # it would go before the file written above
+                settings["image_processor"] = json.loads(processor.image_processor.to_json_string())
+            (Path(folder) / name).write_text(json.dumps(settings, indent=2), encoding="utf-8")
 
 
 def load_checkpoint(policy: Policy, folder: Path) -> None:
-    """Restores what save_checkpoint() wrote, on any number of ranks.  The reference stays the start policy."""
+    """Restores what save_checkpoint() wrote, on any number of ranks.  The reference stays the start
+    policy."""
     files = sorted(folder.glob("trainer/*-of-*.safetensors"))
     if not files or len(files) != int(files[0].stem[-5:]):
         raise ValueError(f"{folder}/trainer: {len(files)} files, that is not all of them")
@@ -80,7 +99,8 @@ def load_checkpoint(policy: Policy, folder: Path) -> None:
             parts = whole.chunk(policy.world)                                 # FSDP2 cuts the first dimension
             whole = parts[policy.rank] if policy.rank < len(parts) else whole[:0]
         if local_shard(into).shape != whole.shape:
-            raise ValueError(f"{folder}: {name} is {tuple(whole.shape)}, not {tuple(local_shard(into).shape)}")
+            shape = tuple(local_shard(into).shape)
+            raise ValueError(f"{folder}: {name} is {tuple(whole.shape)}, not {shape}")
         local_shard(into).copy_(whole)
 
     names = set(shards[0].keys())
@@ -92,7 +112,13 @@ def load_checkpoint(policy: Policy, folder: Path) -> None:
             read(f"weight.{name}", p)
         if names != expected:                                               # no state before the first update
             for name, p in policy.parameters.items():
-                state = {"step": torch.tensor(0.0)} | {k: torch.zeros_like(p) for k in ("exp_avg", "exp_avg_sq")}
+                moments = {key: torch.zeros_like(p) for key in ("exp_avg", "exp_avg_sq")}
+                state = {"step": torch.tensor(0.0)} | moments
                 for key, value in state.items():
                     read(f"{key}.{name}", value)
                 policy.optimizer.state[p] = state
+
+
+def local_shard(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's shard of a sharded tensor; any other as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

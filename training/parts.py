@@ -1,22 +1,25 @@
 """Turns names on a command line into parts: data, verifier, model, policy, engine.
 
-The one file that knows what a name means.  No name is the built-in world (toy/); "rule" is the final answer alone;
-something with :// is a server; NAME.py is a function of yours; anything else is a checkpoint folder or a hub id.
+The one file that knows what a name means.  No name is the built-in world (toy/); "rule" is the final answer
+alone; something with :// is a server; NAME.py is a function of yours; anything else is a checkpoint folder or
+a hub id.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 import toy
+from context_pairs.loss import option_ids
 from context_pairs.pairs import ContextPair, deal_letters, drop_unaskable, load_pairs
-from data import DataError, Processor, Query, load_queries, retry_template
+from data import DataError, Processor, Query, load_model, load_queries, retry_template
 from judges.custom import FunctionVerifier
 from judges.local import LocalChat
 from judges.rule import RuleFirst, RuleVerifier
 from judges.server import OpenAIChat
-from policy import Policy, load_model
+from policy import Policy
 from reward import Verifier, VerifierLike
 from sampler import HFEngine, VLLMEngine
 from training.checkpoint import load_checkpoint, loading, model_fingerprint
@@ -28,7 +31,7 @@ BUILT_IN = ("", "toy")
 RULE = RuleVerifier()
 
 
-# ------------------------------------------------------------------------------------------------------- models
+# ----------------------------------------------------------------------------------------------------- models
 
 def model_path(name: str) -> str:
     return toy.CHECKPOINT if name in BUILT_IN else name
@@ -43,18 +46,20 @@ def load_processor(model: str, max_pixels: int | None = None) -> Processor:
 def open_engine(model: str, kind: str = "hf", max_new_tokens: int = 32, temperature: float = 1.0,
                 max_pixels: int | None = None, max_context: int = 4096, max_rows: int = 256,
                 memory_share: float = 0.85) -> HFEngine | VLLMEngine:
-    """An engine with weights of its own: for evaluation, benchmarks and data building.  It has a `processor`."""
+    """An engine with weights of its own: for evaluation, benchmarks and data building.  It has a
+    `processor`."""
     cuda = torch.cuda.is_available()
     path, processor = model_path(model), load_processor(model, max_pixels)
     with loading(f"model {path}"):
         if kind == "vllm":
-            return VLLMEngine(path, processor, temperature, max_new_tokens, max_context, memory_share=memory_share,
-                              max_rows=max_rows)
-        loaded = load_model(path, torch.bfloat16 if cuda else torch.float32).to("cuda" if cuda else "cpu").eval()
+            return VLLMEngine(path, processor, temperature, max_new_tokens, max_context,
+                              memory_share=memory_share, max_rows=max_rows)
+        loaded = load_model(path, torch.bfloat16 if cuda else torch.float32)
+        loaded = loaded.to("cuda" if cuda else "cpu").eval()
         return HFEngine(loaded, processor, temperature, max_new_tokens, max_rows)
 
 
-# --------------------------------------------------------------------------------------------------------- data
+# ------------------------------------------------------------------------------------------------------- data
 
 def load_train(name: str) -> list[Query]:
     return toy.train_queries() if name in BUILT_IN else load_queries(name)
@@ -84,7 +89,8 @@ def is_built_in(queries: Sequence[Query]) -> bool:
 
 
 def counted_families(queries: Sequence[Query]) -> set[str] | None:
-    """Families that count in the overall accuracies; None: all.  (The built-in world has one that is held out only.)"""
+    """Families that count in the overall accuracies; None: all.  (The built-in world has one that is held out
+    only.)"""
     return toy.COUNTED if toy.COUNTED & {query.family for query in queries} else None
 
 
@@ -95,27 +101,29 @@ def data_note(queries: Sequence[Query]) -> str:
 
 
 def retry_prompt(file: str, queries: Sequence[Query]) -> str:
-    """The words of stage 2: of a file, else those that the policy of the built-in world knows, else the default."""
+    """The words of stage 2: of a file, else those that the policy of the built-in world knows, else the
+    default."""
     return toy.RETRY_PROMPT.strip() if not file and is_built_in(queries) else retry_template(file)
 
 
-# ----------------------------------------------------------------------------------------------------- verifiers
+# -------------------------------------------------------------------------------------------------- verifiers
 
 def runs_in_process(name: str) -> bool:
     """Whether a verifier's name is a model that is to run beside the policy."""
     return not (name in (*BUILT_IN, "rule") or "://" in name or name.endswith(".py"))
 
 
-def open_verifier(name: str, context: str, queries: Sequence[Query], judge_model: str = "", prompt_file: str = "",
-                  timeout: float = 120.0, concurrency: int = 32, max_failed_share: float = 0.2, log: str = "",
-                  max_context: int = 4096, memory_share: float = 0.5) -> VerifierLike:
-    """Who judges `queries`, by name.  Refuses at once what cannot work: a server that does not answer, a verifier that
-    cannot judge this data.  A model in process starts later, with start_judge()."""
+def open_verifier(name: str, context: str, queries: Sequence[Query], judge_model: str = "",
+                  prompt_file: str = "", timeout: float = 120.0, concurrency: int = 32,
+                  max_failed_share: float = 0.2, log: str = "", max_context: int = 4096,
+                  memory_share: float = 0.5) -> VerifierLike:
+    """Who judges `queries`, by name.  Refuses at once what cannot work: a server that does not answer, a
+    verifier that cannot judge this data.  A model in process starts later, with start_judge()."""
     if name in BUILT_IN:
         stranger = next((q for q in queries if not (toy.can_judge(q) or q.facts.get("rule"))), None)
         if stranger:
-            raise DataError(f"query {stranger.id} is not of the built-in world, whose verifier needs the facts of its "
-                            "picture: --verifier URL, 'rule', a model or a file of yours")
+            raise DataError(f"query {stranger.id} is not of the built-in world, whose verifier needs the "
+                            "facts of its picture: --verifier URL, 'rule', a model or a file of yours")
         verifier = toy.ToyVerifier(context)
     elif name == "rule":
         verifier = RULE
@@ -133,13 +141,15 @@ def open_verifier(name: str, context: str, queries: Sequence[Query], judge_model
 
 
 def start_judge(verifier: VerifierLike, engine) -> None:
-    """Starts a judge that runs beside the policy's engine and takes turns with it; others are at work already."""
+    """Starts a judge that runs beside the policy's engine and takes turns with it; others are at work
+    already."""
     if takes_turns(verifier):
         of_model(verifier).chat.start(engine)
 
 
 def takes_turns(verifier: VerifierLike | None) -> bool:
-    """Whether the judge needs the GPU for itself: then stage 1, its verdicts, and stage 2 come one after the other."""
+    """Whether the judge needs the GPU for itself: then stage 1, its verdicts, and stage 2 come one after the
+    other."""
     return isinstance(of_model(verifier), Verifier) and isinstance(of_model(verifier).chat, LocalChat)
 
 
@@ -148,7 +158,7 @@ def of_model(verifier):
     return verifier.verifier if isinstance(verifier, RuleFirst) else verifier
 
 
-# ------------------------------------------------------------------------------------------------- all of a run
+# ----------------------------------------------------------------------------------------------- all of a run
 
 @dataclass
 class Parts:
@@ -163,18 +173,18 @@ class Parts:
     retry_template: str                      # the words of stage 2
     processor: Processor
     policy: Policy
-    engine: HFEngine | VLLMEngine | None     # None: nothing is sampled; then there is no verifier either
-    verifier: VerifierLike | None
-    exact_verifier: VerifierLike | None      # of evaluation: always the full solution, and exact where that exists
+    engine: Any                              # sampler.Engine; None: nothing is sampled
+    verifier: Any                            # reward.VerifierLike; None: nothing is judged
+    exact_verifier: Any                      # of evaluation: the full solution, exact where that exists
 
 
 def assemble(config: Config, run: RunFolder, device: str) -> Parts:
-    """All parts of a run.  What can be wrong is found out before anything large is loaded, and before the run folder
-    is made."""
+    """All parts of a run.  What can be wrong is found out before anything large is loaded, and before the run
+    folder is made."""
     check_verifier_settings(config)
     queries, heldout = load_train(config.data), load_heldout(config.eval_data, config.data)
     pairs = load_context_pairs(config.context_pairs, config.seed)
-    recorded = read_rollouts(config.rollouts_from, {q.id for q in queries}, config.steps) if config.rollouts_from else {}
+    recorded = read_rollouts(config.rollouts_from, {q.id for q in queries}, config.steps)
     samples = bool(heldout) or not (config.method == "sft" or config.rollouts_from)
     judged = heldout if config.method == "sft" else [*queries, *heldout]
     verifier, exact_verifier = open_verifiers(config, run, judged) if samples else (None, None)
@@ -183,7 +193,7 @@ def assemble(config: Config, run: RunFolder, device: str) -> Parts:
     for query in [*queries, *heldout]:
         processor.check(query)
     if pairs:
-        processor.option_ids()                                             # or one line, before anything is sampled
+        option_ids(processor)                                     # or one line, before anything is sampled
         pairs = drop_unaskable(pairs, processor, config.max_context)
     engine = None
     if samples:
@@ -191,15 +201,16 @@ def assemble(config: Config, run: RunFolder, device: str) -> Parts:
         start_judge(verifier, engine)
     config.note = config.note or data_note(queries)
     run.open(config)
-    return Parts(config, run, queries, heldout, pairs, recorded, template, processor, policy, engine, verifier,
-                 exact_verifier)
+    return Parts(config, run, queries, heldout, pairs, recorded, template, processor, policy, engine,
+                 verifier, exact_verifier)
 
 
 def check_verifier_settings(config: Config) -> None:
     in_process = runs_in_process(config.verifier)
     for bad, message in [
-        (in_process and config.engine != "vllm", f"--verifier {config.verifier}: neither a URL, 'rule' nor a file "
-                                                 "NAME.py, and a model in process needs --engine vllm"),
+        (in_process and config.engine != "vllm",
+         f"--verifier {config.verifier}: neither a URL, 'rule' nor a file NAME.py, and a model in process "
+         "needs --engine vllm"),
         (in_process and config.tensor_parallel > 1, "a judge in process needs --tensor_parallel 1"),
         (config.verifier == "rule" and config.verifier_context != "answer",
          "--verifier rule sees nothing but the answer: --verifier_context answer"),
@@ -211,9 +222,9 @@ def check_verifier_settings(config: Config) -> None:
 def open_verifiers(config: Config, run: RunFolder, queries: list[Query]) -> tuple[VerifierLike, VerifierLike]:
     """-> (verifier of training, verifier of evaluation)."""
     verifier = open_verifier(
-        config.verifier, config.verifier_context, queries, config.judge_model, config.judge_prompt, config.judge_timeout,
-        config.judge_concurrency, config.judge_max_failed, str(run.folder / f"judge-{run.rank:05d}.jsonl"),
-        config.max_context, config.engine_memory)
+        config.verifier, config.verifier_context, queries, config.judge_model, config.judge_prompt,
+        config.judge_timeout, config.judge_concurrency, config.judge_max_failed,
+        str(run.folder / f"judge-{run.rank:05d}.jsonl"), config.max_context, config.engine_memory)
     judge = of_model(verifier)
     if isinstance(judge, Verifier):
         run.print(f"verifier {config.verifier}: {judge.stops_after()}")
@@ -229,12 +240,13 @@ def load_policy(config: Config, run: RunFolder, device: str) -> tuple[Processor,
     """The start policy, or that of the checkpoint if the run is resumed."""
     path, processor = model_path(config.model), load_processor(config.model, config.max_pixels)
     with loading(f"model {path}"):
-        policy = Policy(path, processor, config.learning_rate, config.steps, config.warmup_steps, config.min_lr_ratio,
-                        config.weight_decay, config.temperature, config.kl_coef > 0, device,
-                        compute_dtype=torch.bfloat16 if config.on_cuda() and config.dtype != "float32" else None,
-                        attention=None if config.attention == "auto" else config.attention,
-                        gradient_checkpointing=config.gradient_checkpointing, freeze_vision=config.freeze_vision,
-                        offload_reference=config.offload_reference)
+        policy = Policy(
+            path, processor, config.learning_rate, config.steps, config.warmup_steps, config.min_lr_ratio,
+            config.weight_decay, config.temperature, reference=config.kl_coef > 0, device=device,
+            compute_dtype=torch.bfloat16 if config.on_cuda() and config.dtype != "float32" else None,
+            attention=None if config.attention == "auto" else config.attention,
+            gradient_checkpointing=config.gradient_checkpointing, freeze_vision=config.freeze_vision,
+            offload_reference=config.offload_reference)
     if run.checkpoint:
         was, now = run.state()["model"], model_fingerprint(path)
         if was != now:
@@ -247,9 +259,10 @@ def load_policy(config: Config, run: RunFolder, device: str) -> tuple[Processor,
 def policy_engine(config: Config, processor: Processor, policy: Policy) -> HFEngine | VLLMEngine:
     """Samples the policy.  Starts with its present weights: those of a checkpoint if the run is resumed."""
     if config.engine == "vllm":
-        engine = VLLMEngine(policy.path, processor, config.temperature, config.max_new_tokens, config.max_context,
-                            config.tensor_parallel, config.engine_memory, dtype=str(policy.compute_dtype)[6:])
-    else:                                       # shards cannot generate: the engine then has a whole copy of its own
+        engine = VLLMEngine(policy.path, processor, config.temperature, config.max_new_tokens,
+                            config.max_context, config.tensor_parallel, config.engine_memory,
+                            dtype=str(policy.compute_dtype)[6:])
+    else:                               # shards cannot generate: the engine then has a whole copy of its own
         model = policy.whole_copy() if policy.sharded else policy.model
         engine = HFEngine(model, processor, config.temperature, config.max_new_tokens)
     engine.load_weights(policy.weights())

@@ -15,9 +15,10 @@ from sampler import Rollout, Sample, SampleStatus
 
 def statistics(rollouts: list[Rollout]) -> dict[str, float | None]:
     """Metrics of one step's samples, over all ranks.  A share of nothing is None, not 0."""
-    sums = dict.fromkeys(
-        "verdicts failed_verdicts reward samples truncated too_long tokens retry_tokens queries hard recovered retries "
-        "retries_correct retries_dependent reports leaked answer_right answer_right_judged_wrong".split(), 0.0)
+    sums = dict.fromkeys(("queries", "hard", "recovered", "samples", "truncated", "too_long", "tokens",
+                          "reports", "leaked", "verdicts", "failed_verdicts", "reward", "answer_right",
+                          "answer_right_judged_wrong", "retries", "retry_tokens", "retries_correct",
+                          "retries_dependent"), 0.0)
     sums |= {kind.value: 0.0 for kind in grpo.GroupKind}
     for r in rollouts:
         sums["queries"] += 1
@@ -44,7 +45,8 @@ def statistics(rollouts: list[Rollout]) -> dict[str, float | None]:
             sums["too_long"] += retry.status is SampleStatus.TOO_LONG
             sums["retries_correct"] += verdict.correct
             sums["retries_dependent"] += verdict.correct and not kept
-        sums["failed_verdicts"] += sum(v.status is VerdictStatus.FAILED for v in [*r.verdicts_G, *r.retry_verdicts_G])
+        sums["failed_verdicts"] += sum(v.status is VerdictStatus.FAILED
+                                       for v in [*r.verdicts_G, *r.retry_verdicts_G])
     s = dict(zip(sums, all_sum(torch.tensor(list(sums.values()), dtype=torch.float64)).tolist()))
 
     def share(part: str, whole: str) -> float | None:
@@ -55,13 +57,14 @@ def statistics(rollouts: list[Rollout]) -> dict[str, float | None]:
             **{f"groups/{kind.value}": s[kind.value] for kind in grpo.GroupKind},
             "false_positive_share": share("answer_right_judged_wrong", "answer_right"),
             "retries": s["retries"], "retries_correct_share": share("retries_correct", "retries"),
-            "retries_dependent": s["retries_dependent"], "reports": s["reports"], "leaked_reports": s["leaked"],
+            "retries_dependent": s["retries_dependent"], "reports": s["reports"],
+            "leaked_reports": s["leaked"],
             "failed_verdicts": s["failed_verdicts"], "truncated_share": share("truncated", "samples"),
             "too_long": s["too_long"],
             "response_length": share("tokens", "samples"), "tokens_sampled": s["tokens"] + s["retry_tokens"]}
 
 
-# -------------------------------------------------------------------------------------------- record and replay
+# ------------------------------------------------------------------------------------------ record and replay
 
 def judge_metrics(verifier: VerifierLike | None) -> dict[str, float]:
     """Calls, tokens, seconds and failures of the judge since the last step, over all ranks."""
@@ -76,27 +79,34 @@ def rollout_row(r: Rollout, step: int, folder: Path) -> dict:
                 "correct": verdict.correct, "consistent": verdict.consistent, "report": verdict.report,
                 "analysis": verdict.analysis, "error": verdict.error, "leaked": verdict.leaked,
                 "answer_right": answers_match(r.query, sample.text),
-                "ids": sample.ids, "logprobs": sample.logprobs}
+                "ids": sample.ids, "logprobs": sample.logprobs,
+                **({} if verdict.value is None else {"value": verdict.value})}
 
     trained = iter(r.group.members)          # stage 1 without failed verdicts, then the kept retries
     stage1 = [member(s, v) | {"advantage": next(trained).advantage if v.reward is not None else None}
               for s, v in zip(r.samples_G, r.verdicts_G, strict=True)]
     stage2 = [member(s, v) | {"kept": kept, "advantage": next(trained).advantage if kept else None}
               for s, v, kept in zip(r.retries_G, r.retry_verdicts_G, r.kept_G, strict=True)]
-    images = [save_image(image, folder / "images", f"{r.query.id}-{i}") for i, image in enumerate(r.query.images)]
+    images = [save_image(image, folder / "images", f"{r.query.id}-{i}")
+              for i, image in enumerate(r.query.images)]
     return {"step": step, "query": r.query.id, "family": r.query.family, "question": r.query.question,
-            "images": images, "solution": r.query.solution, "answer": r.query.answer, "kind": r.group.kind.value,
+            "images": images, "solution": r.query.solution, "answer": r.query.answer,
+            "kind": r.group.kind.value,
             "stage1": stage1, "stage2": stage2}
 
 
 def read_rollouts(path: str, queries: set[str], steps: int) -> dict[int, list[dict]]:
-    """rollouts.jsonl -> rows by step.  Checked whole before anything is trained: rows, queries, number of steps."""
+    """rollouts.jsonl -> rows by step; {} without a path.  Checked whole before anything is trained: rows,
+    queries, number of steps."""
     recorded: dict[int, list[dict]] = {}
+    if not path:
+        return recorded
     for where, line in json_lines(Path(path)):
         try:
             row = json.loads(line)
             samples_of(row), verdicts_of(row), [m["kept"] for m in row["stage2"]]
-            if not row["stage1"] or any(len(m["ids"]) != len(m["logprobs"]) for m in row["stage1"] + row["stage2"]):
+            members = row["stage1"] + row["stage2"]
+            if not row["stage1"] or any(len(m["ids"]) != len(m["logprobs"]) for m in members):
                 raise ValueError
             recorded.setdefault(row["step"], []).append(row)
         except (ValueError, KeyError, TypeError):
@@ -117,12 +127,13 @@ def samples_of(row: dict) -> tuple[list[Sample], list[Sample]]:
 
 
 def verdicts_of(row: dict) -> tuple[list[Verdict], list[Verdict]]:
-    return tuple([Verdict(VerdictStatus(m["verdict"]), m["correct"], m["consistent"], m["report"], m["analysis"],
-                          m["error"], m["leaked"]) for m in row[f"stage{stage}"]] for stage in (1, 2))
+    return tuple([Verdict(VerdictStatus(m["verdict"]), m["correct"], m["consistent"], m["report"],
+                          m["analysis"], m["error"], m["leaked"], m.get("value"))
+                  for m in row[f"stage{stage}"]] for stage in (1, 2))
 
 
 def rollout_of_row(row: dict, query: Query, processor: Processor) -> Rollout:
     """As it was recorded; its group is formed anew, so λ may differ from the recording's."""
     (samples_G, retries_G), (verdicts_G, retry_verdicts_G) = samples_of(row), verdicts_of(row)
-    return Rollout(query, processor.prompt(query), query.id, samples_G, verdicts_G, retries_G, retry_verdicts_G,
-                   [m["kept"] for m in row["stage2"]])
+    return Rollout(query, processor.prompt(query), query.id, samples_G, verdicts_G, retries_G,
+                   retry_verdicts_G, [m["kept"] for m in row["stage2"]])

@@ -5,11 +5,11 @@
     rollouts.jsonl     one row per query and step: both stages, verdicts, reports, kind of group, advantages
     images/            the pictures that rollouts.jsonl names
     judge-00000.jsonl  one row per call of a judge behind a URL, by rank
-    checkpoints/       step-000020/ ...: ordinary Hugging Face checkpoints + trainer/ (shards, optimiser) + state.json
+    checkpoints/       step-000020/ ...: Hugging Face checkpoints + trainer/ (shards, optimiser) + state.json
     summary.json       accuracies at the start and at the end; report.html, the page to look at
 
-A folder under checkpoints/ that exists is whole (written beside, then renamed).  A killed run loses at most the steps
-since the last one: rows after it are cut off when the run is resumed, and written again, the same.
+A folder under checkpoints/ that exists is whole (written beside, then renamed).  A killed run loses at most
+the steps since the last one: rows after it are cut off when the run is resumed, and written again, the same.
 """
 
 import json
@@ -36,9 +36,9 @@ class RunFolder:
 
     # Settings that may change when a run is resumed; any other change would be another experiment.
     MAY_CHANGE_ON_RESUME = {
-        "resume", "stop_after", "output_dir", "note", "eval_every", "save_every", "device", "micro_batch_tokens", "attention",
-        "gradient_checkpointing", "offload_reference", "engine_memory", "tensor_parallel", "barrier", "judge_concurrency",
-        "judge_timeout", "judge_max_failed"}
+        "resume", "stop_after", "output_dir", "note", "eval_every", "save_every", "device",
+        "micro_batch_tokens", "attention", "gradient_checkpointing", "offload_reference", "engine_memory", "tensor_parallel",
+        "barrier", "judge_concurrency", "judge_timeout", "judge_max_failed"}
 
     def __init__(self, config, rank: int, world: int):
         self.config, self.rank, self.world = config, rank, world
@@ -90,7 +90,8 @@ class RunFolder:
             raise DataError(f"--resume: {self.folder} holds no run")
         before = read_json(file)
         for name in sorted(set(now) - self.MAY_CHANGE_ON_RESUME):
-            moved = name == "verifier" and "://" in now[name] and "://" in str(before.get(name))    # a server's address
+            # A judge's server may have another address by then.
+            moved = name == "verifier" and "://" in now[name] and "://" in str(before.get(name))
             was = before.get(name, Config.__dataclass_fields__[name].default)      # a setting that came later
             if was != now[name] and not moved:
                 raise DataError(f"--resume: {name} was {was!r} in this run and is {now[name]!r} now")
@@ -122,7 +123,8 @@ class RunFolder:
         self.append("metrics.jsonl", [row] if self.rank == 0 else [])
 
     def save(self, policy: Policy) -> None:
-        """All ranks write their share (into a folder that all of them see).  Keeps the last two checkpoints."""
+        """All ranks write their share (into a folder that all of them see).  Keeps the last two
+        checkpoints."""
         target = self.folder / "checkpoints" / f"step-{self.step:06d}"
         if target.exists():
             return
@@ -148,11 +150,12 @@ class RunFolder:
         return min(self.config.steps, self.config.stop_after or self.config.steps)
 
     def evaluation_is_due(self) -> bool:
-        every = self.config.eval_every
-        return not self.config.rollout_only and (self.step == self.config.steps or every > 0 and self.step % every == 0)
+        every, at_end = self.config.eval_every, self.step == self.config.steps
+        return not self.config.rollout_only and (at_end or every > 0 and self.step % every == 0)
 
     def checkpoint_is_due(self) -> bool:
-        return not self.config.rollout_only and (self.step % self.config.save_every == 0 or self.step == self.last_step)
+        at_end = self.step == self.last_step
+        return not self.config.rollout_only and (at_end or self.step % self.config.save_every == 0)
 
     @contextmanager
     def saved_if(self, failure: type[Exception], policy: Policy) -> Iterator[None]:
