@@ -96,8 +96,8 @@ def counted_families(queries: Sequence[Query]) -> set[str] | None:
 
 def data_note(queries: Sequence[Query]) -> str:
     """What a reader of the run's report has to know of its data."""
-    return (f"In the built-in world {', '.join(toy.HIDDEN)} are made-up words about which the start policy was "
-            "taught something false.") if is_built_in(queries) else ""
+    return (f"In the built-in world {', '.join(toy.HIDDEN)} are made-up words about which the start policy "
+            "was taught something false.") if is_built_in(queries) else ""
 
 
 def retry_prompt(file: str, queries: Sequence[Query]) -> str:

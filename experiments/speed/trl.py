@@ -116,7 +116,8 @@ def work_ours(args, rows: list[dict], longest: int, wait, answer) -> None:
         metrics = policy.update(groups, step, UpdateSettings())
         ended = time.perf_counter()
         answer(times=[sampled - began, ended - sampled, ended - began], loss=metrics["loss"],
-               logprobs=logprobs, grad_norm=metrics["grad_norm"], counts=[tokens, one_forward["tokens"], one_forward["patches"]])
+               logprobs=logprobs, grad_norm=metrics["grad_norm"],
+               counts=[tokens, one_forward["tokens"], one_forward["patches"]])
 
 
 def work_trl(args, rows: list[dict], longest: int, wait, answer) -> None:
@@ -232,9 +233,9 @@ def compare(args) -> None:
     loss = max(abs(a["loss"] - b["loss"]) for a, b in zip(ours, trl))
     norm = max(abs(a["grad_norm"] / b["grad_norm"] - 1) for a, b in zip(ours, trl))
     print(f"{len(lengths)} responses of {min(lengths)} to {max(lengths)} tokens, {sum(lengths)} in all, to "
-          f"prompts of {mean(len(row['prompt_ids']) for row in rows):.0f}; TRL: {args.trl_rows} rows a forward\n"
-          f"largest difference, ours - TRL: log-prob {logprob:.1e}; in all {len(ours)} steps, loss {loss:.1e}, "
-          f"gradient norm {norm:.1e} (relative)\n\n"
+          f"prompts of {mean(len(row['prompt_ids']) for row in rows):.0f}; TRL: {args.trl_rows} rows a "
+          f"forward\nlargest difference, ours - TRL: log-prob {logprob:.1e}; in all {len(ours)} steps, "
+          f"loss {loss:.1e}, gradient norm {norm:.1e} (relative)\n\n"
           "| in a step, padding included | ours | TRL | TRL / ours |\n|---|---|---|---|")
     names = ("tokens, generation", "tokens, one forward of the update",
              "image patches, one forward of the update")
