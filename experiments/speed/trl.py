@@ -102,7 +102,7 @@ def work_ours(args, rows: list[dict], longest: int, wait, answer) -> None:
         packs = [policy.pack([Row(p, group(p, r).members)])
                  for p, r in zip(map(processor.prompt, queries), rows)]
         logprobs = [v for pack in packs for v in policy.logprobs(pack)[0].tolist()]
-    step, sampling, one_forward = 0, count_positions(policy.model), count_positions(policy.reference)
+    step, sampling, one_forward = 0, count_positions(policy.model), count_positions(policy.reference.model)
     while wait():
         step += 1
         for forgotten in (sampling.clear, one_forward.clear, processor.picture.cache_clear,
