@@ -18,16 +18,17 @@ from test_contextrl import train
 
 import toy
 from context_pairs.pairs import load_pairs, query_of_pair, save_pairs
-from data import DataError, Query, load_queries, save_queries
+from data import DataError, Query, load_queries, read_picture, save_queries
 from experiments import figures, run as experiments, tables
 from experiments.verifier import family_table, label_built_in, load_labelled, verifier_errors, verifier_table
 from reward import CONTEXTS, Verdict, VerdictStatus, Verifier, judge_messages, judge_prompt
+from tools.files import read_rows
 from tools.numbers import bootstrap_interval, spread
 
 
 def command(module: str, *arguments) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", module, *map(str, arguments)], cwd=ROOT, env=ALONE, timeout=200,
-                          capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-m", module, *map(str, arguments)], cwd=ROOT, env=ALONE,
+                          timeout=200, capture_output=True, text=True)
 
 
 def query(name: str = "q", answer: str = "5") -> Query:
@@ -54,7 +55,8 @@ def test_each_error_is_counted_on_its_side():
     script = Script(False, False, False, True, False, True, True, True, True, True, False, None, None)
     found = verifier_errors(script, items)
     assert {kind: (part["n"], part["failed"], part["rejected"]) for kind, part in found.items()} == {
-        "false positives": (4, 1, 75.0), "sound": (3, 1, pytest.approx(100 / 3)), "wrong answers": (4, 0, 25.0)}
+        "false positives": (4, 1, 75.0), "sound": (3, 1, pytest.approx(100 / 3)),
+        "wrong answers": (4, 0, 25.0)}
     # Of the wrong answers all three of one query are accepted and the one of the other query is not.
     assert found["wrong answers"]["interval"] == [0.0, 100.0]
     table = verifier_table({"judge": {"none": found}}).splitlines()
@@ -62,21 +64,23 @@ def test_each_error_is_counted_on_its_side():
     assert cells[:2] == ["judge", "none"] and cells[2].startswith("75.0 [") and cells[2].endswith("] of 4")
     assert cells[3].startswith("33.3 [") and cells[4] == "75.0 [0.0, 100.0] of 4" and cells[5] == "1, 1, 0"
     found["wrong answers"]["interval"] = [10.0, 30.0]
-    assert "75.0 [70.0, 90.0] of 4" in verifier_table({"judge": {"none": found}})       # accepted = 100 - rejected
-    for name, (none, answer, solution) in {"32B": (46.25, 50.03, 81.98), "235B": (51.25, 54.6, 82.12)}.items():
+    assert "75.0 [70.0, 90.0] of 4" in verifier_table({"judge": {"none": found}})  # accepted = 100 - rejected
+    flagged = {"32B": (46.25, 50.03, 81.98), "235B": (51.25, 54.6, 82.12)}
+    for name, (none, answer, solution) in flagged.items():
         for context, value in (("none", none), ("answer", answer), ("solution", solution)):
             assert f"| paper, {name} | {context} | {value:.2f} | not measured | not measured |  |" in table
     assert family_table({"judge": {"none": found}}).splitlines()[2] == "| judge | none | 3 of 4, 1 of 3 |"
     nothing = verifier_errors(Script(True), [(query(), "\\boxed{5}", True)])
-    assert nothing["false positives"]["rejected"] is None and "| – |" in verifier_table({"j": {"answer": nothing}})
+    assert nothing["false positives"]["rejected"] is None
+    assert "| – |" in verifier_table({"j": {"answer": nothing}})
 
 
 def test_the_interval_draws_whole_queries():
     independent = bootstrap_interval([[x] for x in [0, 1] * 50])
-    together = bootstrap_interval([[0] * 10] * 5 + [[1] * 10] * 5)                 # as many zeros and ones, but only ten queries
+    together = bootstrap_interval([[0] * 10] * 5 + [[1] * 10] * 5)    # as many zeros and ones, of ten queries
     assert independent[0] == pytest.approx(0.4, abs=0.03) and independent[1] == pytest.approx(0.6, abs=0.03)
     assert together[0] < 0.3 and together[1] > 0.7
-    uneven = bootstrap_interval([[1]] * 50 + [[0] * 9] * 50)                       # a share of responses: .1, not a mean of means
+    uneven = bootstrap_interval([[1]] * 50 + [[0] * 9] * 50)  # a share of responses: .1, not a mean of means
     assert uneven[0] < 0.1 < uneven[1] < 0.2
     # Nothing varies: the exact interval, 1 - 0.025^(1/n) wide.
     assert bootstrap_interval([[1, 1], [1]]) == [pytest.approx(0.025 ** 0.5), 1.0]
@@ -89,18 +93,20 @@ def test_a_labelled_file_with_bad_rows(tmp_path, capsys):
            {**good, "images": ["none.png"]}, {**good, "extra": 1}, {**good, "answer": ""}, [1],
            {**good, "response": "red \ud800"}]
     file = tmp_path / "labelled.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in [good, *bad]) + '{"sound": true, ' + json.dumps(good)[1:]
-                    + "\n" + json.dumps(good) + "\n")
+    file.write_text("".join(json.dumps(row) + "\n" for row in [good, *bad])
+                    + '{"sound": true, ' + json.dumps(good)[1:] + "\n" + json.dumps(good) + "\n")
     assert [(q.id, text, sound) for q, text, sound in load_labelled(file)] == [("a", "r", False)] * 2
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1] == "9 bad rows skipped, 2 read" and len(lines) == 10
-    for line, reason in zip(lines, ("'response' must be a text and 'sound' true or false", "field 'sound' is missing",
+    for line, reason in zip(lines, ("'response' must be a text and 'sound' true or false",
+                                    "field 'sound' is missing",
                                     "'response' must be", "cannot read image", "unknown field(s) extra",
                                     "field 'answer' is missing or empty", "not a JSON object",
                                     "not a JSON object", "not a JSON object")):
         assert reason in line
     file.write_text(json.dumps(bad[0]) + "\n")
-    with pytest.raises(DataError, match="no labelled response in .*, the first bad row: .*:1: 'response' must"):
+    message = "no labelled response in .*, the first bad row: .*:1: 'response' must"
+    with pytest.raises(DataError, match=message):
         load_labelled(file)
 
 
@@ -112,7 +118,8 @@ SCENE = (("red", "circle"), ("red", "square"), ("blue", "circle"), ("green", "tr
 def test_what_the_onlooker_believes():
     believe = toy.FallibleVerifier.beliefs
     facts = believe(SCENE, "how many red plus blue ?", None)
-    assert (facts["nouns"], facts["counts"], facts["value"], facts["answer"]) == (["red", "blue"], [2, 1], 3, "3")
+    assert (facts["nouns"], facts["counts"]) == (["red", "blue"], [2, 1])
+    assert (facts["value"], facts["answer"]) == (3, "3")
     # Its own reading of a made-up word is the misconception; a solution that states the meaning overrules it.
     assert believe(SCENE, "how many dax plus blue ?", None)["nouns"] == ["circle", "blue"]
     told = believe(SCENE, "how many dax plus blue ?", "triangle 1 ; plus 2 ; \\boxed{2}")
@@ -139,8 +146,9 @@ class NoProcessor:
 
 
 @pytest.mark.parametrize("context, response, correct", [
-    ("none", "red 2 ; blue 1 ; plus 3 ; \\boxed{3}", True), ("none", "red 4 ; blue 1 ; plus 5 ; \\boxed{5}", False),
-    ("answer", "red 4 ; blue 1 ; plus 5 ; \\boxed{5}", True),      # it miscounted, so it can only compare answers
+    ("none", "red 2 ; blue 1 ; plus 3 ; \\boxed{3}", True),
+    ("none", "red 4 ; blue 1 ; plus 5 ; \\boxed{5}", False),
+    ("answer", "red 4 ; blue 1 ; plus 5 ; \\boxed{5}", True),  # it miscounted, so it can only compare answers
     ("answer", "red 2 ; blue 1 ; plus 3 ; \\boxed{3}", False),
     ("solution", "red 2 ; blue 1 ; plus 3 ; \\boxed{3}", False),
     ("solution", "red 4 ; blue 1 ; plus 5 ; \\boxed{5}", True), ("solution", "looks so ; \\boxed{5}", False)])
@@ -159,7 +167,8 @@ def test_a_judges_prompt_is_read_back():
 # ----------------------------------------------------------------------------------------------- the commands
 
 def test_the_verifier_command_on_the_built_in_world(tmp_path):
-    done = command("experiments.verifier", "--queries", 32, "--samples", 2, "--seeds", 1, "--figure", tmp_path / "f" / "v.png")
+    done = command("experiments.verifier", "--queries", 32, "--samples", 2, "--seeds", 1,
+                   "--figure", tmp_path / "f" / "v.png")
     assert done.returncode == 0, done.stderr
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()
             if line.startswith("| ")]
@@ -188,14 +197,16 @@ def test_the_verifier_command_on_a_labelled_file_and_a_server(tmp_path):
                      "solution": q.solution, "answer": q.answer, "response": text, "sound": i < 4})
     (tmp_path / "labelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with JudgeServer() as server:
-        done = command("experiments.verifier", "--responses", tmp_path / "labelled.jsonl", "--verifier", server.url,
-                       "--contexts", "solution", "--figure", tmp_path / "v.png")
+        done = command("experiments.verifier", "--responses", tmp_path / "labelled.jsonl",
+                       "--verifier", server.url, "--contexts", "solution", "--figure", tmp_path / "v.png")
     assert done.returncode == 0, done.stderr
     assert "2 false positives, 4 sound, 0 wrong answers" in done.stdout
-    assert "| exact-judge | solution | 100.0 [15.8, 100.0] of 2 | 0.0 [0.0, 60.2] of 4 | – | 0, 0, 0 |" in done.stdout
+    row = "| exact-judge | solution | 100.0 [15.8, 100.0] of 2 | 0.0 [0.0, 60.2] of 4 | – | 0, 0, 0 |"
+    assert row in done.stdout
     for wrong, line in ((["--responses", "no.jsonl", "--verifier", "http://localhost:9"], "error: "),
                         (["--responses", tmp_path / "labelled.jsonl"], "error: --responses needs --verifier"),
-                        (["--queries", 3], "error: --concurrency, --samples"), (["--samples", 0], "error: --conc"),
+                        (["--queries", 3], "error: --concurrency, --samples"),
+                        (["--samples", 0], "error: --conc"),
                         (["--figure", tmp_path / "v.nonsense"], "error: --figure"),
                         (["--models", tmp_path], "error: cannot load model")):
         done = command("experiments.verifier", *wrong)
@@ -209,7 +220,8 @@ def member(right: bool, correct: bool, verdict: str = "judged") -> dict:
 
 
 def test_information_gain_by_hand():
-    online = {"kind": "online", "stage1": [member(True, True)] * 3 + [member(True, False), member(False, False)]}
+    online = {"kind": "online",
+              "stage1": [member(True, True)] * 3 + [member(True, False), member(False, False)]}
     mixed = {"kind": "mixed", "stage1": [member(True, False)] * 2 + [member(False, False)] * 2
              + [member(False, False, "failed")]}
     found = tables.information_gains([online, mixed, online, online])
@@ -223,22 +235,25 @@ def test_injected_data_differ_in_their_reasoning_only(tmp_path, monkeypatch):
     run = tmp_path / experiments.run_name("--method grpo --rollout_only --steps 75 --eval_every 0", 7)
     run.mkdir()
     monkeypatch.setattr(experiments, "run_one", lambda *_: run)
-    rows = [{"query": f"q{i}", "images": [f"images/q{i}.png"], "question": "how many ?", "answer": "3", "family": "f",
-             "stage1": [member(True, True, "failed") | {"text": "failed"}, member(False, False), member(True, True),
+    rows = [{"query": f"q{i}", "images": [f"images/q{i}.png"], "question": "how many ?", "answer": "3",
+             "family": "f",
+             "stage1": [member(True, True, "failed") | {"text": "failed"}, member(False, False),
+                        member(True, True),
                         member(True, True) | {"text": "second"}, member(True, i >= 4)]} for i in range(10)]
     rows.append({**rows[0], "query": "never sound", "stage1": [member(True, False)] * 4})
     (run / "rollouts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     experiments.record_samples([7], tmp_path, 1)
-    files = {share: [json.loads(line) for line in (tmp_path / "recording-seed7" / f"false-{share}.jsonl").open()]
-             for share in (0, 10, 20, 30)}
+    folder = tmp_path / "recording-seed7"
+    files = {share: list(read_rows(folder / f"false-{share}.jsonl")) for share in (0, 10, 20, 30)}
     for share, data in files.items():
         assert [row["id"] for row in data] == [f"q{i}" for i in range(10)]
         assert sum(row["solution"] == "True False" for row in data) == share // 10
         assert {row["solution"] for row in data} <= {"True True", "True False"}
-        assert (tmp_path / "recording-seed7" / data[0]["images"][0]).resolve() == (run / "images/q0.png").resolve()
+        assert (folder / data[0]["images"][0]).resolve() == (run / "images/q0.png").resolve()
         assert [{**row, "solution": ""} for row in data] == [{**row, "solution": ""} for row in files[0]]
     with pytest.raises(RuntimeError, match="seed 7: 2 queries have both kinds, too few for 30 %"):
-        rows = [{**row, "stage1": row["stage1"][:4] + [member(True, i >= 2)]} for i, row in enumerate(rows[:10])]
+        rows = [{**row, "stage1": row["stage1"][:4] + [member(True, i >= 2)]}
+                for i, row in enumerate(rows[:10])]
         (run / "rollouts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         experiments.record_samples([7], tmp_path, 1)
 
@@ -251,8 +266,8 @@ def two_runs(tmp_path_factory) -> dict[str, list[Path]]:
     save_queries(toy.heldout_queries(4), folder / "heldout.jsonl")
     more = {"eval_data": folder / "heldout.jsonl", "eval_every": 1, "queries_per_step": 8}
     return {"GRPO": [train(folder / "train.jsonl", folder / "g", steps=2, method="grpo", **more)],
-            "ContextRL": [train(folder / "train.jsonl", folder / f"c{seed}", steps=2, seed=seed, context_pairs="toy",
-                                context_batch=2, **more) for seed in (1, 2)]}
+            "ContextRL": [train(folder / "train.jsonl", folder / f"c{seed}", steps=2, seed=seed,
+                                context_pairs="toy", context_batch=2, **more) for seed in (1, 2)]}
 
 
 def cells(line: str) -> list[str]:
@@ -260,14 +275,15 @@ def cells(line: str) -> list[str]:
 
 
 def test_tables_hold_what_the_summaries_say_beside_the_papers_numbers(two_runs):
-    table, greedy = tables.accuracy_tables(two_runs, ("paper", {"start": "1", "ContextRL": "66.67"})).split("\n\n")
+    paper = ("paper", {"start": "1", "ContextRL": "66.67"})
+    table, greedy = tables.accuracy_tables(two_runs, paper).split("\n\n")
     ends = [json.loads((run / "summary.json").read_text())["end"] for run in two_runs["ContextRL"]]
     row = cells(table.splitlines()[-1])
     assert row[0] == "ContextRL" and row[-1] == "66.67" and cells(table.splitlines()[2])[-1] == "1"
     assert row[2] == spread([e["process_accuracy"] for e in ends])
     assert row[4] == spread([e["families"]["ordinary"]["process_accuracy"] for e in ends])
     assert cells(table.splitlines()[0])[-1] == "paper" and cells(greedy.splitlines()[0])[-1] == "k tokens"
-    assert cells(table.splitlines()[3])[2].endswith("± ?")                                       # one seed: no spread
+    assert cells(table.splitlines()[3])[2].endswith("± ?")  # one seed: no spread
 
 
 def test_the_gain_table_is_that_of_the_rollouts(two_runs):
@@ -296,7 +312,8 @@ def test_the_context_table_says_what_was_lost(two_runs):
     def families(which: str, name: str) -> list[float]:
         return [s[which]["families"][name]["process_accuracy"] for s in ends]
 
-    assert table[2][1:4] == [*(spread([s[which]["process_accuracy"] for s in ends]) for which in ("end", "end_greedy")),
+    assert table[2][1:4] == [spread([s["end"]["process_accuracy"] for s in ends]),
+                             spread([s["end_greedy"]["process_accuracy"] for s in ends]),
                              spread(families("end", "hard"))]
     for column, name in ((7, "ordinary"), (8, "balanced")):
         lost = [b - a for a, b in zip(families("end_greedy", name), families("start_greedy", name))]
@@ -324,7 +341,8 @@ def test_figures_are_drawn(two_runs, tmp_path):
     figures.learning_figure(two_runs, tmp_path / "methods.png")
     figures.gain_figure(two_runs, tmp_path / "gain.png")
     figures.context_figure(two_runs, tmp_path / "context.png")
-    figures.injection_figure(dict(zip(experiments.INJECTION, [two_runs["GRPO"]] * 4)), tmp_path / "injection.png")
+    injection = dict.fromkeys(experiments.INJECTION, two_runs["GRPO"])
+    figures.injection_figure(injection, tmp_path / "injection.png")
     for name in ("methods", "gain", "context", "injection"):
         with Image.open(tmp_path / f"{name}.png") as figure:
             assert figure.width > 1000
@@ -343,18 +361,19 @@ def test_rows_of_the_papers_tables_have_the_names_of_ours():
     for name, (_, numbers) in tables.PAPER.items():
         assert set(numbers) <= {"start", *experiments.EXPERIMENTS[name]}
     assert experiments.run_name(experiments.INJECTION["10 % false"], 3) == (
-        "sft-queries_per_step-64-steps-60-eval_every-0-data-recording-false-10.jsonl-eval_data-canonical-heldout.jsonl"
-        "-seed3")
+        "sft-queries_per_step-64-steps-60-eval_every-0-data-recording-false-10.jsonl-eval_data-canonical-"
+        "heldout.jsonl-seed3")
     names = [experiments.run_name(a, 1) for rows in experiments.EXPERIMENTS.values() for a in rows.values()]
     settings = {a for rows in experiments.EXPERIMENTS.values() for a in rows.values()}
-    assert len(set(names)) == len(settings)                               # a folder for each setting, and one only
+    assert len(set(names)) == len(settings)                         # a folder for each setting, and one only
     table4 = tables.PAPER["ablations"][1]
     assert list(table4.values()) == ["66.67", "64.71", "65.13", "66.35", "66.24"]
     assert tables.PAPER["injection"][1]["30 % false"] == "53.41 / 72.47 / 73.49 / 77.00 / 61.29"
 
 
 def test_the_trap_and_the_control_of_pairs_are_programs_of_their_own():
-    assert experiments.run_name(experiments.TRAP["stage-2 old log-prob"], 1) == "experiments.trap-contextrl-seed1"
+    trap = experiments.TRAP["stage-2 old log-prob"]
+    assert experiments.run_name(trap, 1) == "experiments.trap-contextrl-seed1"
     assert experiments.run_name(experiments.CONTEXT["GRPO + pairs as data"], 2) == (
         "grpo-data-pairs-as-queries-train.jsonl-eval_data-canonical-heldout.jsonl-seed2")
 
@@ -363,8 +382,8 @@ def test_pairs_as_queries(tmp_path):
     """The training queries as they were, then the pairs, judged by rule; the seed deals the letters."""
     save_queries(toy.train_queries(8), tmp_path / "train.jsonl")
     save_pairs(toy.train_pairs(4), tmp_path / "pairs.jsonl")
-    done = command("experiments.pairs_as_queries", tmp_path / "pairs.jsonl", tmp_path / "out" / "train.jsonl", "--with",
-                   tmp_path / "train.jsonl", "--seed", 3)
+    done = command("experiments.pairs_as_queries", tmp_path / "pairs.jsonl", tmp_path / "out" / "train.jsonl",
+                   "--with", tmp_path / "train.jsonl", "--seed", 3)
     assert done.returncode == 0, done.stderr
     queries, before = load_queries(tmp_path / "out" / "train.jsonl"), load_queries(tmp_path / "train.jsonl")
     assert [(q.id, q.question, q.solution, q.facts) for q in queries[:-4]] == [
@@ -373,6 +392,8 @@ def test_pairs_as_queries(tmp_path):
     assert [(q.id, q.question, q.answer, q.facts) for q in queries[-4:]] == [
         (q.id, q.question, q.answer, {"rule": True}) for q in pairs]
     for query, original in zip(queries, [*before, *pairs], strict=True):
-        assert [Image.open(i).tobytes() for i in query.images] == [Image.open(i).tobytes() for i in original.images]
-    done = command("experiments.pairs_as_queries", "no.jsonl", tmp_path / "x.jsonl", "--with", tmp_path / "train.jsonl")
+        assert [read_picture(i).tobytes() for i in query.images] == [
+            read_picture(i).tobytes() for i in original.images]
+    done = command("experiments.pairs_as_queries", "no.jsonl", tmp_path / "x.jsonl",
+                   "--with", tmp_path / "train.jsonl")
     assert done.returncode == 2 and done.stderr == "error: data file not found: no.jsonl\n"
