@@ -61,7 +61,7 @@ INJECTION = {
 CONTEXT = {
     "GRPO": "--method grpo",
     "GRPO + pairs as data": "--method grpo --data {folder}/pairs-as-queries-seed{seed}/train.jsonl "
-                            "--eval_data {folder}/canonical/heldout.jsonl",
+                            "--eval_data {folder}/half/heldout.jsonl",
     "GRPO + context loss": "--method grpo --context_pairs toy --context_weight 4 --context_batch 64",
     "ContextRL": "--method contextrl",
     "ContextRL + context loss": "--method contextrl --context_pairs toy --context_weight 4 "

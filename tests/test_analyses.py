@@ -375,7 +375,7 @@ def test_the_trap_and_the_control_of_pairs_are_programs_of_their_own():
     trap = experiments.TRAP["stage-2 old log-prob"]
     assert experiments.run_name(trap, 1) == "experiments.trap-contextrl-seed1"
     assert experiments.run_name(experiments.CONTEXT["GRPO + pairs as data"], 2) == (
-        "grpo-data-pairs-as-queries-train.jsonl-eval_data-canonical-heldout.jsonl-seed2")
+        "grpo-data-pairs-as-queries-train.jsonl-eval_data-half-heldout.jsonl-seed2")
 
 
 def test_pairs_as_queries(tmp_path):
