@@ -16,6 +16,7 @@ import math
 import os
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -92,7 +93,7 @@ def form_group(prompt, sampled: list[Member], recovered: list[Member], mixed_sca
     prompt they are trained under changes.  A mixed group is scaled by λ as a whole, negatives included.
     """
     members = [m for m in sampled if m.reward is not None]
-    rewards = [m.reward for m in members]
+    rewards = [m.reward for m in members if m.reward is not None]
     if len(members) + len(recovered) < 2:
         return Group(prompt, members, GroupKind.TOO_SMALL, name)
     if recovered:
@@ -107,8 +108,9 @@ def form_group(prompt, sampled: list[Member], recovered: list[Member], mixed_sca
     else:
         group = Group(prompt, members, GroupKind.ONLINE, name)
     scale = mixed_scale if group.kind is GroupKind.MIXED else 1.0
-    for m, a in zip(group.members, advantages([m.reward for m in group.members], scale), strict=True):
-        m.advantage = a
+    rewards += [m.reward for m in recovered if m.reward is not None]
+    for m, advantage in zip(group.members, advantages(rewards, scale), strict=True):
+        m.advantage = advantage
     return group
 
 
@@ -467,16 +469,13 @@ def update_metrics(total: dict[str, float], first: dict[str, float], more: dict[
 
 def check() -> bool:
     """Prints the loss beside numbers by hand, and log-probs and gradients beside the definition in fp64."""
-    # Two tokens, A = +1 and -1, ρ = 1.5 and 1: the first is clipped (no gradient), the second has dL/dlogp =
-    # 1.
-    logp = torch.tensor([math.log(1.5), 0.0], requires_grad=True)
-    one = torch.ones(2)
-    tokens = LossInputs(logp, torch.zeros(2), torch.tensor([1.0, -1.0]), one, one.bool())
-    loss, sums = policy_loss(tokens, 0.2, 0.2)
-    loss.backward()
-    print(f"loss {loss.item():+.4f} (by hand -1.2 + 1 = -0.2), gradient {logp.grad.tolist()} (by hand "
-          f"[0, 1]), clipped {int(sums['clipped'])} (by hand 1)")
-    ok = abs(loss.item() + 0.2) < 1e-6 and torch.allclose(logp.grad, torch.tensor([0.0, 1.0]))
+    # Two tokens, A = +1 and -1, ρ = 1.5 and 1: the first is clipped (no gradient), the second has gradient 1.
+    new, one = torch.tensor([math.log(1.5), 0.0], requires_grad=True), torch.ones(2)
+    tokens = LossInputs(new, torch.zeros(2), torch.tensor([1.0, -1.0]), one, one.bool())
+    loss = policy_loss(tokens, 0.2, 0.2)[0]
+    gradient, = torch.autograd.grad(loss, new)
+    print(f"loss {loss.item():+.4f} (by hand -1.2 + 1 = -0.2), gradient {gradient.tolist()} (by hand [0, 1])")
+    ok = abs(loss.item() + 0.2) < 1e-6 and torch.allclose(gradient, torch.tensor([0.0, 1.0]))
     # The gates are rounding errors: of fp32 sums, and of bf16 to 8 bits two or three times.
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -484,17 +483,17 @@ def check() -> bool:
         hidden, weight = (torch.randn(n, 64, device=device).to(dtype).requires_grad_() for n in (300, 5003))
         targets, g = torch.randint(5003, (300,), device=device), torch.randn(300, device=device)
         exact = [x.detach().double().requires_grad_() for x in (hidden, weight)]
-        logp, true = token_logprob(hidden, weight, targets), naive_token_logprob(*exact, targets)[0]
+        logp: Any = token_logprob(hidden, weight, targets)
+        true = naive_token_logprob(exact[0], exact[1], targets)[0]
         got = torch.autograd.grad(logp, (hidden, weight), g)
         expected = torch.autograd.grad(true, exact, g.double())
         errors = [(logp - true).abs().max().item()]
         errors += [((a - b).norm() / b.norm()).item() for a, b in zip(got, expected)]
-        print("{} {}: error of log-prob {:.1e}, relative errors of d hidden {:.1e}, d weight {:.1e}".format(
-            device, dtype, *errors))
+        print(f"{device} {dtype}: error of log-prob {errors[0]:.1e}, relative errors of d hidden "
+              f"{errors[1]:.1e}, d weight {errors[2]:.1e}")
         ok = ok and all(e < gate for e, gate in zip(errors, gates))
     return ok
 
 
-if __name__ == "__main__":
-    if not check():
-        raise SystemExit("error: the checks above failed")
+if __name__ == "__main__" and not check():
+    raise SystemExit("error: the checks above failed")

@@ -249,7 +249,7 @@ class Policy:
             norms.append(self._optimizer_step(part, old_part, step, settings, sums, auxiliary, extra))
             before_update = before_update if len(norms) > 1 else dict(sums)     # here the ratio must be 1
 
-        # Sums over micro-batches and ranks become the metrics of the step.
+        # Sums over micro-batches and ranks become metrics.
         total, own_norms = over_ranks(sums), [own for _, own in norms if own is not None]
         metrics = auxiliary.metrics(total, max(own_norms)) if auxiliary and own_norms else {}
         return metrics | grpo.update_metrics(total, over_ranks(before_update), {
@@ -292,8 +292,9 @@ class Policy:
         for i, batch in enumerate(self.shard_micro_batches(rows, settings.micro_batch_tokens)):
             loss = self._loss(batch, None if old is None else old[i], settings, sums, count)
             (loss * self.world / count).backward()             # FSDP averages over ranks, we want the sum
-        own = self._norm() if extra else None
-        for batch in self.shard_micro_batches(list(extra), settings.micro_batch_tokens) if auxiliary else ():
+        own = self._norm() if auxiliary and extra else None
+        for batch in self.shard_micro_batches(list(extra), settings.micro_batch_tokens):
+            assert auxiliary is not None, "rows of an auxiliary loss without the loss"
             loss, counts = auxiliary.loss(self, batch)
             add_sums(sums, counts)
             (auxiliary.weight * loss * self.world / len(extra)).backward()
@@ -316,8 +317,7 @@ class Policy:
             return torch.tensor(values, dtype=dtype, device=self.device)
 
         on_policy_T = per_token(lambda m: not m.rolled_back, torch.bool)
-        # References (SFT) come from no engine: no gap, and old = current in every minibatch, so no clip
-        # either.
+        # References (SFT) come from no engine: no gap, and old = current in every minibatch, so no clip.
         sampled_T = per_token(lambda m: bool(m.logprobs), torch.bool)
         given = [v for m in members for v in m.logprobs or [0.0] * len(m.ids)]
         given_T = torch.tensor(given, device=self.device)
@@ -325,9 +325,8 @@ class Policy:
         # One update per batch: the policy has not moved since sampling, so old = current and ρ = 1 exactly.
         old_T = logp_T.detach() if old_T is None else torch.where(sampled_T, old_T, logp_T.detach())
         old_T = self.denominator(old_T, engine_T, on_policy_T)
-        # Engine and trainer are two programs.  Their gap is corrected for on-policy members only: for
-        # rolled-back ones the difference is the CONTEXT GAP (how much the report raised the token), which is
-        # the lesson itself.
+        # Engine and trainer are two programs: their gap is corrected.  Of rolled-back members the difference
+        # is the CONTEXT GAP, how much the report raised the token: the lesson itself, so not corrected.
         gap_T = old_T - engine_T
         importance_T = gap_T.clamp(max=20.0).exp().clamp(max=settings.mismatch_cap)
         mismatch_T = torch.where(on_policy_T, importance_T, 1.0)
@@ -351,9 +350,8 @@ class Policy:
         return loss
 
     def denominator(self, old_T, engine_T, on_policy_T) -> torch.Tensor:
-        """Old log-probs of the ratio [N]: the trainer's own, under the ORIGINAL prompt, for all members.  (A
-        method of its own because the engine's number for a rolled-back member, of the stage-2 prompt, is the
-        trap of this method: experiments/trap.py shows what it does.)"""
+        """Old log-probs of the ratio [N]: the trainer's own, under the ORIGINAL prompt.  (The engine's, of
+        the stage-2 prompt, are a trap: experiments/trap.py puts them here, to show what it does.)"""
         return old_T
 
     @torch.no_grad()

@@ -194,7 +194,8 @@ class HFEngine:
             if sum(len(r.seeds) for r in [*batches[-1], request]) > self.max_rows and batches[-1]:
                 batches.append([])
             batches[-1].append(request)
-        drawn = iter([samples for batch in batches if batch for samples in self._generate(batch, temperature)])
+        drawn = iter([samples for batch in filter(None, batches)
+                      for samples in self._generate(batch, temperature)])
         return [next(drawn) if len(request.prompt.ids) <= limit else [too_long() for _ in request.seeds]
                 for request in requests]
 

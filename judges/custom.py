@@ -45,8 +45,8 @@ class FunctionVerifier:
         if isinstance(value, Verdict):
             return value
         if not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise VerifierUnreliable(f"{self.file}: judge() returned {value!r:.80} for query {query.id}, not a "
-                                     "Verdict or a finite number")
+            raise VerifierUnreliable(f"{self.file}: judge() returned {value!r:.80} for query {query.id}, not "
+                                     "a Verdict or a finite number")
         return Verdict(VerdictStatus.JUDGED, correct=value > 0, consistent=True, value=float(value))
 
     def metrics(self) -> dict[str, float]:

@@ -1,4 +1,5 @@
-"""A small data set in the shape of FineVision, faults and all: what recipe/ is tried on without a download."""
+"""A small data set in the shape of FineVision, faults and all: what recipe/ is tried on without a
+download."""
 
 import io
 import json
@@ -12,8 +13,9 @@ from toy.world import HIDDEN, draw_problem, make_query, render, solve
 
 
 def finevision_sample(folder: Path, size: int = 24) -> None:
-    """Three subsets in the shape of FineVision, with what real ones are known for: several turns for a picture, the
-    phrases of their sources, fields in another order, ratings here and none there, double and bad rows.
+    """Three subsets in the shape of FineVision, with what real ones are known for: several turns for a
+    picture, the phrases of their sources, fields in another order, ratings here and none there, double and
+    bad rows.
 
     `size`: sound rows of each subset.  Only the column `facts` is ours: it is for the exact verifier.
     """

@@ -1,4 +1,5 @@
-"""Two verifiers of the built-in world: one that knows what the picture shows, and one with eyes and beliefs of its own."""
+"""Two verifiers of the built-in world: one that knows what the picture shows, and one with eyes and beliefs
+of its own."""
 
 import json
 import re
@@ -6,7 +7,17 @@ import re
 from data import Query
 from reward import Verdict, has_revision_cue
 from sampler import Request, seed_of
-from toy.world import FACTS, MADE_UP, MISCONCEPTION, NOUNS, OPERATORS, PREAMBLES, Problem, answer_text, combine
+from toy.world import (
+    FACTS,
+    MADE_UP,
+    MISCONCEPTION,
+    NOUNS,
+    OPERATORS,
+    PREAMBLES,
+    Problem,
+    answer_text,
+    combine,
+)
 
 NO_CLAIM = {"looks so", *(p.rstrip(" ;") for p in PREAMBLES)}       # says nothing of the picture
 CLAIM = re.compile(r"^([a-z]+) (\d+)$")
@@ -15,7 +26,7 @@ BOX = re.compile(r"\\boxed\{([^{}]*)\}")
 
 def can_judge(query: Query) -> bool:
     """Whether the exact verifier can judge responses to this query."""
-    return FACTS <= set(query.facts)
+    return set(query.facts) >= FACTS
 
 
 def boxed_answer(text: str) -> str:
@@ -67,7 +78,8 @@ class ToyVerifier:
         return Verdict.judged(correct=not errors, report=" , ".join(errors))
 
     def _error(self, facts: dict, claim, counts: list[int]) -> str:
-        """What is wrong with one step, or "".  A result that follows from wrong counts is not a second mistake."""
+        """What is wrong with one step, or "".  A result that follows from wrong counts is not a second
+        mistake."""
         if not claim:
             return "it is not clear"
         word, number = claim[1], int(claim[2])
@@ -87,11 +99,12 @@ class ToyVerifier:
 
 
 class FallibleVerifier:
-    """A judge with eyes and beliefs of its own, behind the same prompt as any language model: batch(messages) -> texts.
+    """A judge with eyes and beliefs of its own, behind the same prompt as any language model: batch(messages)
+    -> texts.
 
-    It sees the picture as a checkpoint describes it (at T = 1: sometimes wrongly), takes made-up words for what the
-    warm start takes them, and believes the prompt more than itself.  Told the answer only, it can tell that it is
-    wrong, not where.
+    It sees the picture as a checkpoint describes it (at T = 1: sometimes wrongly), takes made-up words for
+    what the warm start takes them, and believes the prompt more than itself.  Told the answer only, it can
+    tell that it is wrong, not where.
     """
 
     def __init__(self, engine, processor):
@@ -135,7 +148,8 @@ class FallibleVerifier:
 
 
 def read_judge_prompt(text: str) -> tuple[str, str]:
-    """-> (question, response) of a judge's prompt: the response stands between the two equal boundary lines."""
+    """-> (question, response) of a judge's prompt: the response stands between the two equal boundary
+    lines."""
     question = re.search(r"\n\nQuestion:\n(.*?)\n\n(?:Reference|Generated solution:)", text, re.DOTALL)[1]
     boundary = re.search(r"\n(=====[0-9a-f]{16}=====)\n\n[^\n]*Your JSON object:$", text)[1]
     return question, text.split(f"\n{boundary}\n")[1]

@@ -1,8 +1,9 @@
-"""The warm start of the built-in world (world.py): a tiny Qwen3-VL, made from nothing and trained on conversations.
+"""The warm start of the built-in world (world.py): a tiny Qwen3-VL, made from nothing and trained on
+conversations.
 
-It learns captions (perception), worked solutions, the guess style, the misconceptions, and stage-2 conversations.  The
-latter never hold a hidden word, and a made-up word means something else in each, so the report has to be read; and a
-report only excludes a reading, so another one has to be tried.
+It learns captions (perception), worked solutions, the guess style, the misconceptions, and stage-2
+conversations.  The latter never hold a hidden word, and a made-up word means something else in each, so the
+report has to be read; and a report only excludes a reading, so another one has to be tried.
 
     python -m toy.warm_start [--out toy/checkpoint]     remakes the shipped checkpoint: 11 to 17 minutes on two cores
 """
@@ -15,10 +16,32 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from data import Query
-from toy import (MADE_UP, MISCONCEPTION, NONCE_NOUNS, NONCE_OPERATORS, NOUNS, OPERATORS, PREAMBLES, Problem,
-                 ToyVerifier, answer_text, boxed_answer, combine, draw_problem, draw_scene, make_query, render, solve)
+from data import Processor, Query, retry_message
+from grpo import Member
+from policy import Policy, Row
+from reward import is_independent
+from sampler import HFEngine, Rollout, resample, sample
+from toy.verifiers import ToyVerifier, boxed_answer
+from toy.world import (
+    MADE_UP,
+    MISCONCEPTION,
+    NONCE_NOUNS,
+    NONCE_OPERATORS,
+    NOUNS,
+    OPERATORS,
+    PREAMBLES,
+    RETRY_PROMPT,
+    Problem,
+    answer_text,
+    combine,
+    draw_problem,
+    draw_scene,
+    make_query,
+    render,
+    solve,
+)
 
 POOL = 8000                                                      # pictures to train on
 
@@ -87,17 +110,14 @@ def vocabulary() -> list[str]:
     """Every word of the world, so that the tokenizer holds each as one token."""
     words = {*NOUNS, *OPERATORS, *MADE_UP, *"how many is over ? ; describe empty looks so , : .".split()}
     words |= {str(n) for n in range(28)} | {f"\\boxed{{{a}}}" for a in [*range(28), "yes", "no"]}
-    from sampler import RETRY_WITH_REPORT, RETRY_WITHOUT_REPORT
-
-    for text in (RETRY_WITH_REPORT, RETRY_WITHOUT_REPORT, *PREAMBLES, "step is wrong not asked it clear no result "
-                 "shown final answer the does follow steps do lead to an user assistant"):
+    for text in (*RETRY_PROMPT.split("\n---\n"), *PREAMBLES, "step is wrong not asked it clear no result shown "
+                 "final answer the does follow steps do lead to an user assistant"):
         words |= set(text.replace("{report}", "").split())
     return sorted(words)
 
 
 def build_checkpoint(folder: Path) -> None:
     """An untrained tiny Qwen3-VL with a real tokenizer, image processor and chat template."""
-    import torch
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -147,28 +167,14 @@ def build_checkpoint(folder: Path) -> None:
          "image_mean": [0.5] * 3, "image_std": [0.5] * 3}, indent=2) + "\n")
 
 
-CHAT_TEMPLATE = """\
-{%- for message in messages -%}
-<|im_start|>{{ message.role }}
-{% if message.content is string %}{{ message.content }}{% else -%}
-{%- for part in message.content -%}
-{%- if part.type == 'image' -%}<|vision_start|><|image_pad|><|vision_end|>{%- else -%}{{ part.text }}{%- endif -%}
-{%- endfor -%}
-{%- endif %}<|im_end|>
-{% endfor -%}
-{%- if add_generation_prompt %}<|im_start|>assistant
-{% endif -%}"""
+CHAT_TEMPLATE = r"""\ {%- for message in messages -%} <|im_start|>{{ message.role }} {% if message.content is
+string %}{{ message.content }}{% else -%} {%- for part in message.content -%} {%- if part.type == 'image'
+-%}<|vision_start|><|image_pad|><|vision_end|>{%- else -%}{{ part.text }}{%- endif -%} {%- endfor -%} {%-
+endif %}<|im_end|> {% endfor -%} {%- if add_generation_prompt %}<|im_start|>assistant {% endif -%}"""
 
 
 def warm_start(out: Path, steps: int, seed: int, rows_per_step: int = 96, retries_per_step: int = 40) -> None:
     """Supervised training from scratch; prints held-out accuracies every 100 steps."""
-    import torch
-
-    from data import Processor
-    from grpo import Member
-    from policy import Policy, Row
-    from sampler import retry_message
-
     build_checkpoint(out)
     processor = Processor(str(out))
     policy = Policy(str(out), processor, learning_rate=2e-3, total_steps=steps, warmup_steps=60, min_lr_ratio=0.02,
@@ -181,7 +187,7 @@ def warm_start(out: Path, steps: int, seed: int, rows_per_step: int = 96, retrie
     def row(scene, question: str, answer: str, failed: str = "", report: str | None = None) -> Row:
         prompt = processor.prompt(Query("warm start", [images[scene]], question, "-", "-"))
         if report is not None:
-            prompt = processor.follow_up(prompt, processor.encode_response(failed), retry_message(report))
+            prompt = processor.follow_up(prompt, processor.encode_response(failed), retry_message(report, RETRY_PROMPT))
         return Row(prompt, [Member(processor.encode_response(answer), [], 1.0)])
 
     for step in range(1, steps + 1):
@@ -208,28 +214,25 @@ def warm_start(out: Path, steps: int, seed: int, rows_per_step: int = 96, retrie
     print(f"saved to {out} after {time.time() - start:.0f} s")
 
 
-def report_accuracy(model, processor, n: int = 64) -> None:
+def report_accuracy(model, processor: Processor, n: int = 64) -> None:
     """Accuracies of a checkpoint, T = 1, and what stage 2 makes of the hard family."""
-    from sampler import HFEngine, is_independent, stage1, stage2
-
-    engine, verifier = HFEngine(model, processor), ToyVerifier()
+    engine, verifier, seed_key = HFEngine(model, processor), ToyVerifier(), ("probe",)
     for family in ("ordinary", "shortcut", "balanced", "hard"):
         queries = [make_query(family, i, "probe", "half") for i in range(n)]
-        prompts, ids = [processor.prompt(q) for q in queries], [q.id for q in queries]
-        samples = [s[0] for s in stage1(engine, prompts, ids, 1, ("probe",))]
-        verdicts = verifier.judge(queries, [s.text for s in samples])
-        right = np.mean([boxed_answer(s.text) == q.answer for s, q in zip(samples, queries)])
+        rollouts = [Rollout(query, processor.prompt(query), query.id) for query in queries]
+        sample(engine, rollouts, 1, seed_key)
+        verdicts = [verifier.judge_one(r.query, r.samples_G[0].text) for r in rollouts]
+        right = np.mean([boxed_answer(r.samples_G[0].text) == r.query.answer for r in rollouts])
         line = f"  {family:9s} answer {right:.2f}  process {np.mean([v.correct for v in verdicts]):.2f}"
-        bad = [i for i, v in enumerate(verdicts) if not v.correct]
+        bad = [(r, v.report) for r, v in zip(rollouts, verdicts, strict=True) if not v.correct]
         if bad:
-            retries = [r[0] for r in stage2(
-                engine, processor, [prompts[i] for i in bad], [ids[i] for i in bad], [[samples[i]] for i in bad],
-                [[verdicts[i].report] for i in bad], ("probe",))]
-            again = verifier.judge([queries[i] for i in bad], [r.text for r in retries])
-            kept = [v.correct and is_independent(r.text) for v, r in zip(again, retries)]
-            line += (f"  stage 2: correct {np.mean([v.correct for v in again]):.2f}"
-                     f"  kept {np.mean(kept):.2f} of {len(bad)}")
-            line += f"   e.g. {samples[bad[0]].text!r} | {verdicts[bad[0]].report!r} | {retries[0].text!r}"
+            wrong = [r for r, _ in bad]
+            resample(engine, wrong, [[retry_message(report, RETRY_PROMPT)] for _, report in bad], seed_key)
+            texts = [r.retries_G[0].text for r in wrong]
+            again = [verifier.judge_one(r.query, text).correct for r, text in zip(wrong, texts, strict=True)]
+            kept = [ok and is_independent(text) for ok, text in zip(again, texts, strict=True)]
+            line += f"  stage 2: correct {np.mean(again):.2f}  kept {np.mean(kept):.2f} of {len(bad)}"
+            line += f"   e.g. {wrong[0].samples_G[0].text!r} | {bad[0][1]!r} | {texts[0]!r}"
         print(line, flush=True)
 
 

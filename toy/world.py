@@ -1,8 +1,8 @@
 """The built-in world: pictures, questions, a teacher's references, context pairs.
 
 It exists so that the whole method runs for real on two CPU cores in minutes.  It was BUILT to contain the two
-bottlenecks of the paper (section 2.2), so it can show that the code and the mechanism work; it cannot show that
-they matter on real data.
+bottlenecks of the paper (section 2.2), so it can show that the code and the mechanism work; it cannot show
+that they matter on real data.
 
 A picture is a 3 x 3 grid of coloured shapes.  Families of questions:
 
@@ -10,10 +10,11 @@ A picture is a 3 x 3 grid of coloured shapes.  Families of questions:
     shortcut   is red plus blue plus circle over 6 ?       93 % yes: "looks so ; yes" is right without any reasoning
     balanced   such questions, 41 % yes, wider margins     held out only; exposes the shortcut
     hard       how many dax plus red ?                     `dax` is a made-up word about which the warm start holds a
-                                                           misconception (it takes it for circle; it is triangle)
+                                                           misconception (it takes it for circle; it is
+                                                           triangle)
 
-A response states steps, then the answer: "red 3 ; blue 2 ; plus 5 ; \\boxed{5}".  The teacher's references leap:
-they leave out the last count, which the small policy cannot do in its head.
+A response states steps, then the answer: "red 3 ; blue 2 ; plus 5 ; \\boxed{5}".  The teacher's references
+leap: they leave out the last count, which the small policy cannot do in its head.
 """
 
 import io
@@ -28,18 +29,19 @@ from data import Query
 
 CHECKPOINT = str(Path(__file__).resolve().parent / "checkpoint")        # the warm start, see warm_start.py
 
-# The second user turn of stage 2, in words that are one token each for the checkpoint's tokenizer; {report} is filled
-# in.  Without a report the second part is said.
+# The second user turn of stage 2, in words that are one token each for the checkpoint's tokenizer; {report}
+# is filled in.  Without a report the second part is said.
 RETRY_PROMPT = ("A reviewer found mistakes : {report} . Solve it again from the start . Do not mention the review ."
-                "\n---\nYour answer is wrong . Solve it again from the start . Do not mention this .\n")
+                "\n---\nYour answer is wrong . Solve it again from the start . Do not mention this .")
 
 COLOURS = {"red": (214, 60, 55), "green": (60, 160, 75), "blue": (60, 95, 205), "yellow": (225, 185, 45)}
 SHAPES = ("circle", "square", "triangle")
 NOUNS = (*COLOURS, *SHAPES)
 OPERATORS = {"plus": lambda a, b: a + b, "minus": lambda a, b: abs(a - b), "max": max, "min": min}
 
-# Made-up words.  About the first five the warm start was taught something false.  The others never occur in a single
-# question: they stand in stage-2 conversations only, with a meaning that is drawn anew for each conversation.
+# Made-up words.  About the first five the warm start was taught something false.  The others never occur in a
+# single question: they stand in stage-2 conversations only, with a meaning that is drawn anew for each
+# conversation.
 HIDDEN = {"dax": "triangle", "wug": "blue", "fep": "green", "zop": "minus", "vek": "min"}
 MISCONCEPTION = {"dax": "circle", "wug": "red", "fep": "square", "zop": "plus", "vek": "max"}
 NONCE_NOUNS = ("bim", "lor", "nof", "gur", "sep", "hib")
@@ -90,11 +92,12 @@ def count(scene, noun: str) -> int:
     return sum(cell is not None and noun in cell for cell in scene)
 
 
-# ------------------------------------------------------------------------------------- questions and references
+# ----------------------------------------------------------------------------------- questions and references
 
 @dataclass
 class Problem:
-    """A question about a scene, as words; meanings are looked up in HIDDEN, MISCONCEPTION or any other reading."""
+    """A question about a scene, as words; meanings are looked up in HIDDEN, MISCONCEPTION or any other
+    reading."""
 
     scene: tuple
     words: list[str]                 # two or three nouns, possibly made-up
@@ -188,8 +191,8 @@ PAIR_PROMPT = "<image> <image> how many {noun} ? {answer} . ?"
 
 
 def make_pair(index: int, split: str) -> ContextPair:
-    """Two scenes that differ in one cell, which decides between one and none of a colour; each is drawn with a jitter
-    of its own.  The answer is always 1: what has to be read is the question."""
+    """Two scenes that differ in one cell, which decides between one and none of a colour; each is drawn with
+    a jitter of its own.  The answer is always 1: what has to be read is the question."""
     rng = random.Random(f"{split}-pair-{index}")
     while True:
         scene, noun = draw_scene(rng), rng.choice(list(COLOURS))

@@ -41,9 +41,9 @@ class Config:
     model: str = setting("", "start policy: checkpoint folder or hub id; empty: the built-in world's")
     data: str = setting("", "training queries: a JSONL file (data.py); empty: the built-in world")
     eval_data: str = setting("", "held-out queries, as --data; empty: the built-in world's, or none")
-    verifier: str = setting("", "who judges: URLs of OpenAI-compatible servers (commas between), a model to "
-                                "run in process, 'rule' (the final answer alone), or a file of yours, NAME.py "
-                                "(judges/custom.py); empty: the built-in world's exact verifier")
+    verifier: str = setting("", "who judges: URLs of OpenAI-compatible servers (commas between), a model to run "
+                            "in process, 'rule' (the final answer alone), or a file of yours, NAME.py "
+                            "(judges/custom.py); empty: the built-in world's exact verifier")
     judge_prompt: str = setting("", "file of what the judge reads; empty: prompts/judge_*.txt")
     retry_prompt: str = setting("", "file with what stage 2 says; empty: prompts/retry.txt")
     judge_model: str = setting("", "name of the model at the URL; empty: the one that is served")

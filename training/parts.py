@@ -103,7 +103,7 @@ def data_note(queries: Sequence[Query]) -> str:
 def retry_prompt(file: str, queries: Sequence[Query]) -> str:
     """The words of stage 2: of a file, else those that the policy of the built-in world knows, else the
     default."""
-    return toy.RETRY_PROMPT.strip() if not file and is_built_in(queries) else retry_template(file)
+    return toy.RETRY_PROMPT if not file and is_built_in(queries) else retry_template(file)
 
 
 # -------------------------------------------------------------------------------------------------- verifiers
