@@ -58,8 +58,7 @@ def collect(rollouts_P: list[Rollout], step: int, p: Parts) -> None:
     config, engine, seed_key = p.config, p.engine, (p.config.seed, step)
 
     def retry_messages(rollout: Rollout) -> list[str]:
-        """What stage 2 says to each member; []: no stage 2, because there is a positive, or a verdict is
-        missing."""
+        """What stage 2 says to each member; []: no stage 2, there is a positive or a verdict is missing."""
         if not (config.stage2 and rollout.hard):
             return []
         reports_G = [verdict.report if config.report else "" for verdict in rollout.verdicts_G]
@@ -93,8 +92,7 @@ def verify(engine: Engine, verifier: VerifierLike, rollouts_P: list[Rollout], re
 
 
 def roll_back(r: Rollout, config: Config) -> grpo.Group:
-    """Context rollback: the kept retries become further responses to the ORIGINAL prompt; ids stay as
-    sampled."""
+    """Context rollback: kept retries become further responses to the ORIGINAL prompt, with their own ids."""
     def member(drawn: Sample, verdict: Verdict) -> grpo.Member:
         reward = verdict.reward
         if reward is not None and config.method == "dapo":
@@ -147,8 +145,7 @@ def recorded(p: Parts) -> tuple[list[Rollout], dict]:
 
 
 def references(p: Parts) -> tuple[list[Rollout], dict]:
-    """SFT in the same code: a group of one, the reference, with advantage 1; the gradient is that of
-    -logp."""
+    """SFT in the same code: a group of one, the reference, with advantage 1: the gradient of -logp."""
     def reference(query: Query) -> Rollout:
         member = grpo.Member(p.processor.encode_response(query.solution), [], 1.0, advantage=1.0)
         prompt = p.processor.prompt(query)
@@ -161,8 +158,7 @@ def references(p: Parts) -> tuple[list[Rollout], dict]:
 
 
 def raise_on_all_ranks(work, *arguments):
-    """work(*arguments) on every rank.  If the verifier gives up on one of them all stop, and none waits for
-    ever."""
+    """work(*arguments) on every rank.  If the verifier gives up on one, all stop and none waits for ever."""
     result, failure = None, ""
     try:
         result = work(*arguments)
@@ -213,8 +209,7 @@ def self_check(run: RunFolder, metrics: dict) -> None:
 
 
 def evaluate(p: Parts, at_ends: bool) -> dict:
-    """Accuracies on the held-out queries at T = 1; at the start and the end greedy ones as well.  {} without
-    any."""
+    """Accuracies on the held-out queries at T = 1, at the ends greedy ones as well; {} without queries."""
     def summary(temperature: float) -> dict:
         seed_key = (p.config.seed, p.run.step, "evaluation")
         records = raise_on_all_ranks(evaluate_queries, p.engine, p.processor, p.heldout, p.exact_verifier,
@@ -256,8 +251,10 @@ def train(config: Config) -> Path:
             # Evaluate when due, write.
             try:
                 metrics |= evaluate(p, run.step == config.steps) if run.evaluation_is_due() else {}
-            finally:
+            except VerifierUnreliable:                      # on all ranks; the step itself is done and kept
                 run.log(metrics)
+                raise
+            run.log(metrics)
             if run.checkpoint_is_due():
                 run.save(p.policy)
             bar.update()
@@ -273,8 +270,7 @@ def progress_bar(p: Parts) -> tqdm:
 
 
 def dist_init(config: Config) -> tuple[RunFolder, str]:
-    """-> (run folder, not made yet; device name).  With and without torchrun; one CPU process needs no
-    group."""
+    """-> (run folder, not made yet; device name).  One CPU process without torchrun needs no group."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     cuda = config.on_cuda()
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if cuda else "cpu"

@@ -202,8 +202,7 @@ def save_queries(queries: list[Query], path: str | Path) -> None:
 
 
 def save_image(image: str | bytes, folder: Path, name: str, replace: bool = False) -> str:
-    """Copies one image into `folder` under a safe name (once) and returns its path relative to folder's
-    parent."""
+    """Copies one image into `folder` under a safe name, once -> its path relative to folder's parent."""
     safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
     if safe != name:                                # two names may look alike now
         safe += "-" + hashlib.sha256(name.encode()).hexdigest()[:8]
@@ -240,8 +239,7 @@ def next_items(items: list, cursor: int, n: int, seed: int) -> list:
 
 
 def read_prompt(file: str | Path, fields: tuple[str, ...], needed: tuple[str, ...] = ()) -> str:
-    """A template: plain text with named fields in braces, of which `needed` must be there.  Other braces are
-    text."""
+    """A template: plain text with named fields in braces; `needed` must be there, other braces are text."""
     try:
         template = Path(file).read_text(encoding="utf-8-sig").strip("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -273,8 +271,7 @@ def retry_template(file: str | Path = "") -> str:
 
 
 def retry_message(report: str, template: str) -> str:
-    """Without a report (none was written, or the ablation) the second part of the template: a plain
-    request."""
+    """Without a report (none was written, or the ablation): the second part of the template."""
     with_report, without = template.split("\n---\n")
     return fill_prompt(with_report, report=report.strip()) if report else without
 

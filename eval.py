@@ -51,8 +51,7 @@ def accuracies(records: list[dict]) -> dict:
 
 
 def summarise(records: list[dict], overall: set[str] | None = None) -> dict:
-    """-> the three accuracies overall and per family.  `overall`: the families that count in the former
-    (all)."""
+    """-> the three accuracies overall (over the families of `overall`, None: all) and per family."""
     families = sorted({r["family"] for r in records})
     chosen = [r for r in records if overall is None or r["family"] in overall]
     return {**accuracies(chosen), "queries": len(records),

@@ -305,8 +305,7 @@ if triton:
     @triton.jit
     def exponentials_kernel(z, z_stride, targets, first, width, anchor, scale, forbidden, E, E_stride, Q, Qu,
                             u_y, TILE: tl.constexpr):
-        """The same for some columns of one row: z fp32 is read once, E written once, and the row's sums go
-        on."""
+        """The same for some columns of one row: z (fp32) is read once, E written once, sums go on."""
         row = tl.program_id(0).to(tl.int64)                                  # 64 bits: N x V passes 2^31 soon
         c, y = tl.load(anchor + row), tl.load(targets + row) - first
         r, s = tl.zeros([TILE], tl.float32), tl.zeros([TILE], tl.float32)
@@ -394,8 +393,7 @@ def row_chunks(hidden, weight, keep_bytes):
 
 @dataclass
 class LossInputs:
-    """What the loss needs of every response token: flat over all tokens of any mix of groups, [N] fp32 (masks
-    bool)."""
+    """What the loss needs of every response token, flat over any mix of groups: [N] fp32 (masks bool)."""
 
     logp_T: torch.Tensor                     # log-prob under the policy, with gradient
     old_T: torch.Tensor                      # ... before the update, under the ORIGINAL prompt.  The engine's

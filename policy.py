@@ -75,8 +75,7 @@ def add_sums(sums: dict[str, float], more: dict[str, torch.Tensor]) -> None:
 
 
 def in_batch_order(shares: list[list]) -> list:
-    """What the ranks hold, in the order of the batch: of n that sample, the r-th takes items r, r + n, ... of
-    it."""
+    """What n ranks hold, in the order of the batch, of which rank r takes items r, r + n, r + 2 n, ..."""
     return [item for across in zip_longest(*shares) for item in across if item is not None]
 
 
@@ -486,8 +485,7 @@ def split_groups(rows: list[Row], budget: int) -> list[Row]:
 
 
 def micro_batches(rows: list[Row], budget: int, packed: bool = False) -> list[list[Row]]:
-    """Puts rows together so that no forward pass exceeds `budget` tokens, padding included unless
-    `packed`."""
+    """Puts rows together: no forward pass exceeds `budget` tokens, padding included unless `packed`."""
     batches: list[list[Row]] = []
     # Rows of alike lengths side by side.
     for piece in sorted(split_groups(rows, budget), key=lambda p: p.length, reverse=True):

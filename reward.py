@@ -42,8 +42,7 @@ PROMPTS = Path(__file__).resolve().parent / "prompts"
 
 
 class JudgeError(RuntimeError):
-    """Raised by a chat backend when a call gave nothing usable; becomes a FAILED verdict, counted under
-    `name`."""
+    """A call of a chat backend gave nothing usable: becomes a FAILED verdict, counted under `name`."""
 
     def __init__(self, name: str, detail: str = ""):
         super().__init__(f"{name}: {detail}" if detail else name)
@@ -101,8 +100,7 @@ class VerifierLike(Protocol):
         """The same for one, called from several threads at once."""
 
     def metrics(self) -> dict[str, float]:
-        """Counts since the last call, for metrics.jsonl; the same keys on every rank and at every call.  {}:
-        none."""
+        """Counts since the last call, for metrics.jsonl: always the same keys, on every rank; or {}."""
 
 
 # ----------------------------------------------------------------------------------------------- what is said

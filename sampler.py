@@ -57,8 +57,7 @@ class Request:
 
 @dataclass
 class Rollout:
-    """What happens to one query in one step, filled in from top to bottom.  `_G` lists run over group
-    members."""
+    """What happens to one query in one step, filled in from top to bottom; `_G`: over group members."""
 
     query: Query
     prompt: Prompt
@@ -67,8 +66,8 @@ class Rollout:
     verdicts_G: list = field(default_factory=list)              # reward.Verdict of each
     retries_G: list[Sample] = field(default_factory=list)       # stage 2, if any: retry k answers sample k
     retry_verdicts_G: list = field(default_factory=list)
-    kept_G: list[bool] = field(default_factory=list)                # verified and independent: rolled back
-    group: Any = None                                               # grpo.Group: what is trained on
+    kept_G: list[bool] = field(default_factory=list)            # verified and independent: rolled back
+    group: Any = None                                           # grpo.Group: what is trained on
 
     @property
     def hard(self) -> bool:
@@ -91,7 +90,7 @@ class Engine(Protocol):
     busy and abort(), as VLLMEngine, can run both stages and the judge as one continuous batch."""
 
     processor: Processor
-    replica: int                  # this process samples queries[replica::replicas]
+    replica: int              # this process samples queries[replica::replicas]
     replicas: int
     leader: bool              # the one process of a replica that asks judges (tensor parallel has several)
 
@@ -124,8 +123,7 @@ def sample(engine: Engine, rollouts_P: list[Rollout], group_size: int, seed_key:
 
 def resample(engine: Engine, rollouts_P: list[Rollout], messages_P_G: list[list[str]], seed_key: tuple,
              ) -> None:
-    """Stage 2: fills retries_G with one retry per message, in the context (query, failed response,
-    message)."""
+    """Stage 2: fills retries_G, one retry per message in the context (query, failed response, message)."""
     requests = [Request(engine.processor.follow_up(r.prompt, failed.ids, message),
                         [seed_of(*seed_key, r.name, "stage2", k)])
                 for r, messages_G in zip(rollouts_P, messages_P_G, strict=True)
@@ -136,8 +134,7 @@ def resample(engine: Engine, rollouts_P: list[Rollout], messages_P_G: list[list[
 
 
 def on_leader(engine, work: Callable):
-    """work() on the first rank of a tensor-parallel group; its value, or its exception, on all ranks of the
-    group."""
+    """work() on the first rank of a tensor-parallel group; its value or exception on all of them."""
     value, error = None, None
     if engine.leader:
         try:
@@ -362,8 +359,7 @@ class VLLMEngine:
         self.added += 1
 
     def _render(self, prompt: Prompt) -> dict:
-        """vLLM expands one placeholder per image by itself, and has to come to the ids that the trainer
-        uses."""
+        """vLLM expands placeholders of images by itself, and has to come to the trainer's ids."""
         from vllm.renderers.inputs.preprocess import parse_model_prompt
 
         image_id = self.processor.image_id
@@ -453,8 +449,7 @@ class VLLMEngine:
         self.rendered = (None, None)
 
     def sleep(self) -> None:
-        """Weights to host memory, keys and values forgotten (level 1; level 2 corrupts).  Frees nothing on
-        CPU."""
+        """Weights to host memory, KV cache forgotten (level 1; level 2 corrupts).  No effect on a CPU."""
         if self.busy:
             raise RuntimeError("sleep() while samples are running")
         if not self.asleep:

@@ -1,7 +1,8 @@
 """What all tests share: the repository on sys.path, one thread, a tiny untrained Qwen3-VL and what reads it.
 
-An untrained model treats all tokens almost alike, and a test on it would hardly see a wrong mask or position.  So the
-matrices of the checkpoint are made larger: attention becomes sharp, and a mistake shows in the first digits.
+An untrained model treats all tokens almost alike, and a test on it would hardly see a wrong mask or position.
+So the matrices of the checkpoint are made larger: attention becomes sharp, and a mistake shows in the first
+digits.
 """
 
 import io
@@ -20,11 +21,12 @@ from PIL import Image
 from safetensors.torch import load, save_file
 
 import toy
-from toy import warm_start
 from data import Processor, Query, save_queries
 from policy import Policy
+from toy import warm_start
 
 torch.set_num_threads(1)
+pytest.register_assert_rewrite("helpers")             # its assertions too tell what differs
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = str(ROOT / "toy" / "checkpoint")
@@ -37,18 +39,21 @@ def checkpoint(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("checkpoint")
     warm_start.build_checkpoint(folder)
     weights = load((folder / "model.safetensors").read_bytes())
-    save_file({name: 4 * w if w.dim() > 1 else w for name, w in weights.items()}, folder / "model.safetensors",
+    save_file({name: 4 * w if w.dim() > 1 else w for name, w in weights.items()},
+              folder / "model.safetensors",
               metadata={"format": "pt"})
     return str(folder)
 
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory) -> Path:
-    """Folder with data files: train.jsonl (all families), hard.jsonl and shortcut.jsonl (one), heldout.jsonl."""
+    """Folder with data files: train.jsonl (all families), hard.jsonl and shortcut.jsonl (one),
+    heldout.jsonl."""
     folder = tmp_path_factory.mktemp("world")
     save_queries(toy.train_queries(size=40), folder / "train.jsonl")
     for family in ("hard", "shortcut"):
-        save_queries([toy.make_query(family, i, "train", "half") for i in range(12)], folder / f"{family}.jsonl")
+        save_queries([toy.make_query(family, i, "train", "half") for i in range(12)],
+                     folder / f"{family}.jsonl")
     save_queries(toy.heldout_queries(size=2), folder / "heldout.jsonl")
     return folder
 
@@ -95,14 +100,16 @@ def prompt_of(processor, picture):
 
 
 def plain_logits(model, ids: list[int], images: list, processor: Processor) -> torch.Tensor:
-    """Logits [L, V] of ONE unpadded sequence by the plain forward pass: the model makes its own positions and mask.
+    """Logits [L, V] of ONE unpadded sequence by the plain forward pass:
+    the model makes its own positions and mask.
 
     Everything that pads, packs, caches or makes positions is compared with this.
     """
     tokens = torch.tensor([ids])
     pixels = processor.pixel_batch(images)
     types = {"mm_token_type_ids": (tokens == processor.image_id).long()} if images else {}
-    return model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False, **pixels, **types).logits[0]
+    return model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False, **pixels,
+                 **types).logits[0]
 
 
 def response_logprobs(model, prompt, response: list[int], processor: Processor,

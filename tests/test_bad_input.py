@@ -1,7 +1,8 @@
 """Bad settings, data, models and folders: exit code 2 and ONE line on stderr that starts with "error: ".
 
-Guards against: a traceback in a user's face, a line that does not name the culprit, a mistake that is found only after
-the run has begun or is not found at all, and a run folder left behind (or harmed) by a run that never started.
+Guards against: a traceback in a user's face, a line that does not name the culprit, a mistake that is found
+only after the run has begun or is not found at all, and a run folder left behind (or harmed) by a run that
+never started.
 """
 
 import json
@@ -37,7 +38,8 @@ def finished_run(small_world, tmp_path_factory) -> Path:
     """A run folder with a checkpoint, beside the copy of the model it was started from; for tests to copy."""
     place = tmp_path_factory.mktemp("finished")
     shutil.copytree(MODEL, place / "model")
-    contextrl.train(contextrl.read_config(flags(small_world / "train.jsonl", place / "run", model=place / "model")))
+    contextrl.train(contextrl.read_config(flags(small_world / "train.jsonl", place / "run",
+                                                model=place / "model")))
     return place
 
 
@@ -74,9 +76,9 @@ def test_the_command_line_that_is_spoilt_below_works(small_world, tmp_path):
     assert (run / "summary.json").exists()
 
 
-# ---------------------------------------------------------------------------------------------------- settings
+# --------------------------------------------------------------------------------------------------- settings
 
-SETTINGS = [                                  # what is added to a command line that works -> what the line must name
+SETTINGS = [                           # what is added to a command line that works -> what the line must name
     ("--method ppo", "method"),
     ("--no_such_flag 1", "no_such_flag"),
     ("--steps many", "steps"),
@@ -129,7 +131,7 @@ def test_resume_without_a_folder(refused):
     assert "--output_dir" in refused(["--resume"])
 
 
-CONFIG_FILES = {                              # content of the file (None: there is none) -> what the line must name
+CONFIG_FILES = {                        # content of the file (None: there is none) -> what the line must name
     "missing": (None, "settings.json"),
     "not JSON": ('{"steps": 3', "settings.json"),
     "not an object": ("[1, 2]", "settings.json"),
@@ -146,15 +148,17 @@ def test_settings_file(small_world, tmp_path, refused, content, named):
     file, out = tmp_path / "settings.json", tmp_path / "run"
     if content is not None:
         if content.startswith('{"') and content.endswith("}"):            # everything else in it works
-            good = {"model": str(MODEL), "data": str(small_world / "train.jsonl"), "output_dir": str(out), "steps": 1,
-                    "queries_per_step": 4, "group_size": 2, "max_new_tokens": 8, "eval_every": 0, "device": "cpu"}
+            good = {"model": str(MODEL), "data": str(small_world / "train.jsonl"),
+                    "output_dir": str(out), "steps": 1,
+                    "queries_per_step": 4, "group_size": 2, "max_new_tokens": 8, "eval_every": 0,
+                    "device": "cpu"}
             content = json.dumps(good | json.loads(content))
         file.write_text(content)
     assert named in refused([file])
     assert not out.exists()
 
 
-# -------------------------------------------------------------------------------------------------------- data
+# ------------------------------------------------------------------------------------------------------- data
 
 def row(**changes) -> dict:
     query = toy.make_query("ordinary", 0, "train", "half")
@@ -222,7 +226,7 @@ def test_missing_data_file(small_world, tmp_path, refused, where):
     assert not (tmp_path / "run").exists()
 
 
-# ------------------------------------------------------------------------------------------------------- model
+# ------------------------------------------------------------------------------------------------------ model
 
 def edit_config(model: Path, **changes) -> None:
     config = json.loads((model / "config.json").read_text())
@@ -272,7 +276,7 @@ def test_model(small_world, tmp_path, refused, spoil):
     assert not out.exists()
 
 
-# ------------------------------------------------------------------------------------------------- run folders
+# ------------------------------------------------------------------------------------------------ run folders
 
 def test_output_dir_under_a_file(small_world, tmp_path, refused):
     (tmp_path / "file").write_text("not a folder")
@@ -314,10 +318,11 @@ def checkpoint(place: Path) -> Path:
     return max((place / "run" / "checkpoints").glob("step-*"))
 
 
-RESUMES = {                                   # how (folder with run/ and model/) is spoilt -> what the line must name
+RESUMES = {                           # how (folder with run/ and model/) is spoilt -> what the line must name
     "another model": (lambda place: deeper(place / "model"), "another model"),
     "another size": (lambda place: wider(place / "model"), "checkpoint"),
-    "half a trainer file": (lambda place: cut(checkpoint(place) / "trainer/00000-of-00001.safetensors"), "step-000001"),
+    "half a trainer file": (
+        lambda place: cut(checkpoint(place) / "trainer/00000-of-00001.safetensors"), "step-000001"),
     "no trainer file": (lambda place: (checkpoint(place) / "trainer/00000-of-00001.safetensors").unlink(),
                         "step-000001"),
     "truncated state": (lambda place: cut(checkpoint(place) / "state.json"), "state.json"),
@@ -327,11 +332,13 @@ RESUMES = {                                   # how (folder with run/ and model/
 
 @pytest.fixture
 def stopped_run(finished_run, small_world, tmp_path) -> Path:
-    """A run whose config names the model beside it, stopped after step 1 of 2, with a later row to be cut off."""
+    """A run whose config names the model beside it, stopped after step 1 of 2,
+    with a later row to be cut off."""
     shutil.copytree(finished_run / "model", tmp_path / "model")
     shutil.copytree(finished_run / "run", tmp_path / "run")
     file = tmp_path / "run" / "config.json"
-    config = json.loads(file.read_text()) | {"model": str(tmp_path / "model"), "output_dir": str(tmp_path / "run")}
+    config = json.loads(file.read_text()) | {"model": str(tmp_path / "model"),
+                                             "output_dir": str(tmp_path / "run")}
     file.write_text(json.dumps(config | {"steps": 2}, indent=2))
     return tmp_path
 
@@ -365,15 +372,16 @@ def test_resume_with_a_changed_setting(small_world, stopped_run, refused, change
     assert files(stopped_run / "run") == before
 
 
-# -------------------------------------------------------------------------------------------------- recordings
+# ------------------------------------------------------------------------------------------------- recordings
 
-RECORDINGS = {                                # how the rows of a good recording are changed -> what the line must name
+RECORDINGS = {                       # how the rows of a good recording are changed -> what the line must name
     "broken line": (lambda rows: [*rows, '{"step": 1, "que'], "recording.jsonl:5"),
     "not a row": (lambda rows: [*rows, "3"], "recording.jsonl:5"),
     "no row": (lambda rows: [], "empty"),
     "query not in the data": (lambda rows: [*rows, rows[0] | {"query": "q99"}], "q99"),
     "row without samples": (lambda rows: [*rows, {"step": 1, "query": rows[0]["query"]}], "recording"),
-    "unknown status": (lambda rows: [rows[0] | {"stage1": [rows[0]["stage1"][0] | {"status": "?"}]}], "recording"),
+    "unknown status": (
+        lambda rows: [rows[0] | {"stage1": [rows[0]["stage1"][0] | {"status": "?"}]}], "recording"),
     "log-probs missing": (lambda rows: [rows[0] | {"stage1": [rows[0]["stage1"][0] | {"logprobs": []}] * 2}],
                           "recording"),
     "too few steps": (lambda rows: [row | {"step": 9} for row in rows], "step"),
@@ -389,10 +397,11 @@ def test_recording(small_world, finished_run, tmp_path, refused, spoil, named):
     assert not out.exists()
 
 
-# --------------------------------------------------------------------------------- the same in a process of its own
+# --------------------------------------------------------------------------- the same in a process of its own
 
 def alone(*command, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *map(str, command)], cwd=cwd, env=ALONE, capture_output=True, text=True,
+    return subprocess.run([sys.executable, *map(str, command)], cwd=cwd, env=ALONE,
+                          capture_output=True, text=True,
                           timeout=120)
 
 

@@ -1,7 +1,9 @@
-"""contextrl.py end to end: whole runs of the shipped start policy on a few pictures, from command line to files.
+"""contextrl.py end to end: whole runs of the shipped start policy on a few pictures,
+from command line to files.
 
-Guards against: a resumed, killed, replayed or two-rank run that is not the run it claims to be; retries that are shown
-or trained under the wrong prompt; switches that switch nothing; a judge that fails and is taken for a wrong answer.
+Guards against: a resumed, killed, replayed or two-rank run that is not the run it claims to be; retries that
+are shown or trained under the wrong prompt; switches that switch nothing; a judge that fails and is taken for
+a wrong answer.
 """
 
 import json
@@ -16,81 +18,18 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ALONE, MODEL, ROOT
+from helpers import K, ScriptedJudge, arguments, assert_same_run, json_rows, last_checkpoint, metrics, train
 from PIL import Image
 from safetensors.torch import load_file
 
 import contextrl
 import toy
 from data import Processor, batch_order, load_queries, retry_message, save_queries
-from policy import Policy, Row
 from grpo import Member
+from policy import Policy, Row
 from reward import Verdict, Verifier
-from sampler import HFEngine, Rollout
+from sampler import HFEngine
 from training import parts
-
-K = 4
-
-
-def arguments(data: Path, out: Path, *flags: str, **settings) -> list[str]:
-    settings = {"model": MODEL, "data": data, "output_dir": out, "queries_per_step": 4, "group_size": K,
-                "max_new_tokens": 24, "minibatches": 1, "eval_every": 0, "device": "cpu"} | settings
-    return [*flags, *(str(part) for name, value in settings.items() for part in (f"--{name}", value))]
-
-
-def train(data: Path, out: Path, *flags: str, **settings) -> Path:
-    return contextrl.train(contextrl.read_config(arguments(data, out, *flags, **settings)))
-
-
-def json_rows(file: Path) -> list[dict]:
-    return [json.loads(line) for line in file.read_bytes().decode().strip("\n").split("\n")]
-
-
-def metrics(run: Path) -> list[dict]:
-    """Rows of metrics.jsonl without the clock."""
-    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in json_rows(run / "metrics.jsonl")]
-
-
-def last_checkpoint(run: Path) -> Path:
-    return max((run / "checkpoints").glob("step-*"))
-
-
-def assert_same_tensors(file: str, a: Path, b: Path) -> None:
-    a, b = load_file(a / file), load_file(b / file)
-    assert a.keys() == b.keys() and a
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
-
-
-def assert_same_run(a: Path, b: Path) -> None:
-    """Every metric, every rollout, the weights and the optimiser: bit for bit."""
-    assert metrics(a) == metrics(b)
-    assert (a / "rollouts.jsonl").read_bytes() == (b / "rollouts.jsonl").read_bytes()
-    a, b = last_checkpoint(a), last_checkpoint(b)
-    assert a.name == b.name
-    for file in ("model.safetensors", "trainer/00000-of-00001.safetensors"):
-        assert_same_tensors(file, a, b)
-
-
-class ScriptedJudge:
-    """Verdicts by place, whatever was sampled, so that every kind of group is there with any start policy.
-
-    Stage 1: every second query has no positive, the others have right and wrong members.  Stage 2: every second retry
-    is right.  (collect() asks twice a step.)
-    """
-
-    def __init__(self):
-        self.asked = 0
-
-    def judge(self, queries, texts) -> list[Verdict]:
-        self.asked += 1
-        second_stage = self.asked % 2 == 0
-        return [self.verdict(member=i % K, query=i // K, second_stage=second_stage) for i in range(len(texts))]
-
-    def metrics(self) -> dict[str, float]:
-        return {}
-
-    def verdict(self, member: int, query: int, second_stage: bool) -> Verdict:
-        return Verdict.judged(member % 2 == 1 and (second_stage or query % 2 == 1), report=f"step {member} is wrong")
 
 
 @pytest.fixture
@@ -132,11 +71,12 @@ def requests(monkeypatch) -> list:
     return seen
 
 
-# ------------------------------------------------------------------------------------------- stop, kill, resume
+# ----------------------------------------------------------------------------------------- stop, kill, resume
 
 @pytest.mark.parametrize("method, minibatches", [("contextrl", 2), ("dapo", 1)])
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(world, tmp_path, method, minibatches):
-    settings = {"method": method, "minibatches": minibatches, "steps": 4, "eval_data": world / "heldout.jsonl"}
+    settings = {"method": method, "minibatches": minibatches, "steps": 4,
+                "eval_data": world / "heldout.jsonl"}
     whole = train(world / "train.jsonl", tmp_path / "whole", **settings)
     train(world / "train.jsonl", tmp_path / "parts", **settings, stop_after=2)
     assert [row["step"] for row in metrics(tmp_path / "parts")] == [0, 1, 2]
@@ -145,12 +85,13 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(world, tmp_path, method,
 
     assert_same_run(whole, parts)
     assert [row["step"] for row in metrics(parts)] == [0, 1, 2, 3, 4]
-    assert any(row["trained_tokens"] for row in metrics(parts)[3:])        # something was learned after the break
-    start, end = load_file(Path(MODEL) / "model.safetensors"), load_file(last_checkpoint(parts) / "model.safetensors")
+    assert any(row["trained_tokens"] for row in metrics(parts)[3:])    # something was learned after the break
+    start, end = (load_file(folder / "model.safetensors") for folder in (Path(MODEL), last_checkpoint(parts)))
     assert any(not torch.equal(start[name].float(), end[name]) for name in start)
     cursor = json.loads((last_checkpoint(parts) / "state.json").read_text())["cursor"]
     assert cursor > 16 if method == "dapo" else cursor == 16               # DAPO drew more than 4 x 4 queries
-    summaries = [json.loads((run / "summary.json").read_text()) | {"wall_seconds": 0} for run in (whole, parts)]
+    summaries = [json.loads((run / "summary.json").read_text()) | {"wall_seconds": 0}
+                 for run in (whole, parts)]
     assert summaries[0] == summaries[1]
 
     train(world / "train.jsonl", tmp_path / "parts", "--resume", **settings)       # nothing left to do
@@ -164,7 +105,7 @@ def test_steps_after_the_last_checkpoint_are_done_again(world, tmp_path, survive
     killed = train(world / "train.jsonl", tmp_path / "killed", steps=4, save_every=2, stop_after=3)
     for checkpoint in (killed / "checkpoints").iterdir():
         if checkpoint.name != survives:
-            checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.1"))        # the name of unfinished ones
+            checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.1"))     # the name of unfinished ones
     train(world / "train.jsonl", killed, "--resume", steps=4)
     assert_same_run(whole, killed)
 
@@ -181,11 +122,13 @@ def test_a_half_written_checkpoint_is_in_nobodys_way(world, tmp_path):
 def test_kill_dash_nine(world, tmp_path):
     settings = {"steps": 8, "save_every": 1}
     killed = tmp_path / "killed"
-    process = subprocess.Popen([sys.executable, "contextrl.py", *arguments(world / "train.jsonl", killed, **settings)],
+    process = subprocess.Popen([sys.executable, "contextrl.py",
+                                *arguments(world / "train.jsonl", killed, **settings)],
                                cwd=ROOT, env=ALONE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.time() + 120
-        while not (killed / "metrics.jsonl").exists() or len((killed / "metrics.jsonl").read_bytes().splitlines()) < 3:
+        file = killed / "metrics.jsonl"
+        while not file.exists() or len(file.read_bytes().splitlines()) < 3:
             assert process.poll() is None and time.time() < deadline
             time.sleep(0.005)
     finally:
@@ -219,7 +162,7 @@ def test_resume_with_a_model_from_the_hub(world, tmp_path):
     assert [row["step"] for row in metrics(run)] == [0, 1, 2]
 
 
-# ------------------------------------------------------------------------------------------- record and replay
+# ------------------------------------------------------------------------------------------ record and replay
 
 def test_a_recording_trains_what_the_live_run_trained(world, tmp_path, scripted, judged_by):
     live = train(world / "train.jsonl", tmp_path / "live", steps=1)
@@ -227,10 +170,12 @@ def test_a_recording_trains_what_the_live_run_trained(world, tmp_path, scripted,
     assert not list((recorded / "checkpoints").iterdir())                  # it trained nothing
 
     judged_by(lambda: None)                                                # a replay asks no judge
-    replayed = train(world / "train.jsonl", tmp_path / "replayed", steps=1, rollouts_from=recorded / "rollouts.jsonl")
+    replayed = train(world / "train.jsonl", tmp_path / "replayed", steps=1,
+                     rollouts_from=recorded / "rollouts.jsonl")
     assert_same_run(live, replayed)
     row, = metrics(live)[1:]
-    assert row["groups/online"] == row["groups/mixed"] == 2 and row["grad_norm"] > 0 and row["context_gap"] != 0
+    assert row["groups/online"] == row["groups/mixed"] == 2
+    assert row["grad_norm"] > 0 and row["context_gap"] != 0
 
 
 def test_a_replay_samples_nothing(world, tmp_path, requests):
@@ -280,17 +225,18 @@ def test_lambda_of_a_replay_scales_mixed_groups_only(world, tmp_path, scripted):
     assert metrics(half)[1]["grad_norm"] != metrics(full)[1]["grad_norm"]
 
 
-# --------------------------------------------------------------------------------------------------- two ranks
+# -------------------------------------------------------------------------------------------------- two ranks
 
 def test_two_ranks_are_the_same_run(world, tmp_path):
     settings = {"steps": 2, "eval_data": world / "heldout.jsonl"}
     alone = train(world / "train.jsonl", tmp_path / "alone", **settings)
-    command = arguments(world / "train.jsonl", "", **settings)             # no output_dir: the ranks agree on a name
+    command = arguments(world / "train.jsonl", "", **settings)      # no output_dir: the ranks agree on a name
     place = command.index("--output_dir")
     del command[place:place + 2]
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone",
+                           "--nproc-per-node", "2",
                            str(ROOT / "contextrl.py"), *command],
                           cwd=elsewhere, env=ALONE, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -301,7 +247,8 @@ def test_two_ranks_are_the_same_run(world, tmp_path):
 
     one, two = metrics(alone), metrics(both)
     assert [row["step"] for row in two] == [0, 1, 2]
-    exact = ("eval", "eval_greedy", "reward", "tokens_sampled", "trained_tokens", "retries", "reports", "hard_share",
+    exact = ("eval", "eval_greedy", "reward", "tokens_sampled", "trained_tokens", "retries",
+             "reports", "hard_share",
              "groups/online", "groups/mixed", "groups/all_positive", "groups/all_negative", "learning_rate")
     for a, b in zip(one, two, strict=True):
         assert a.keys() == b.keys()
@@ -315,16 +262,17 @@ def test_two_ranks_are_the_same_run(world, tmp_path):
     def samples(run: Path) -> list:
         return [(row["step"], row["query"], [m["ids"] for m in [*row["stage1"], *row["stage2"]]])
                 for row in json_rows(run / "rollouts.jsonl")]
-    assert samples(alone) == samples(both)                # in the batch's order too: a recording trains the same step
+    assert samples(alone) == samples(both)        # in the batch's order too: a recording trains the same step
 
 
-# ----------------------------------------------------------------------------------------- the method's switches
+# -------------------------------------------------------------------------------------- the method's switches
 
 def test_a_query_that_comes_twice_in_a_step_is_sampled_anew(world, tmp_path, requests):
     """Where one epoch ends and the next begins; the same seeds would count the same samples twice."""
     save_queries(load_queries(world / "hard.jsonl")[:3], tmp_path / "three.jsonl")
     seed = next(s for s in range(100) if batch_order(3, 0, s)[2] == batch_order(3, 1, s)[0])
-    run = train(tmp_path / "three.jsonl", tmp_path / "run", "--rollout_only", method="grpo", seed=seed, steps=2,
+    run = train(tmp_path / "three.jsonl", tmp_path / "run", "--rollout_only", method="grpo",
+                seed=seed, steps=2,
                 queries_per_step=2)
     first, second = [row["query"] for row in json_rows(run / "rollouts.jsonl")][2:]
     assert first == second
@@ -340,7 +288,7 @@ def test_contextrl_without_stage_2_is_grpo(world, tmp_path):
     rows = metrics(without)[1:]
     assert any(row["trained_tokens"] for row in rows) and all(row["retries"] == 0 for row in rows)
     full = train(world / "train.jsonl", tmp_path / "full", method="contextrl", steps=3)
-    assert sum(row["retries"] for row in metrics(full)[1:]) > 0           # the switch did switch something off
+    assert sum(row["retries"] for row in metrics(full)[1:]) > 0          # the switch did switch something off
 
 
 def test_retries_see_query_own_try_and_own_report(world, tmp_path, requests, trained_groups):
@@ -366,7 +314,8 @@ def test_retries_see_query_own_try_and_own_report(world, tmp_path, requests, tra
     assert any(m["report"] for row in rows for m in row["stage1"])
 
 
-def test_rolled_back_members_keep_their_ids_under_the_original_prompt(world, tmp_path, scripted, trained_groups):
+def test_rolled_back_members_keep_their_ids_under_the_original_prompt(world, tmp_path, scripted,
+                                                                      trained_groups):
     run = train(world / "hard.jsonl", tmp_path / "run", steps=1)
     processor = Processor(MODEL)
     queries = {query.id: query for query in load_queries(world / "hard.jsonl")}
@@ -383,7 +332,7 @@ def test_rolled_back_members_keep_their_ids_under_the_original_prompt(world, tmp
 def test_the_gradient_norm_is_not_that_of_an_empty_minibatch(world, tmp_path, scripted):
     run = train(world / "hard.jsonl", tmp_path / "run", steps=1, queries_per_step=1, minibatches=2)
     row = metrics(run)[1]
-    assert row["groups/mixed"] == 1 and row["trained_tokens"] > 0          # one group: the second minibatch is empty
+    assert row["groups/mixed"] == 1 and row["trained_tokens"] > 0   # one group: the second minibatch is empty
     assert row["grad_norm"] > 0
 
 
@@ -399,7 +348,8 @@ def test_without_reports_no_retry_is_shown_one(world, tmp_path, requests):
 
 def test_a_judge_that_sees_the_answer_only_pays_lucky_answers(world, tmp_path):
     settings = {"steps": 1, "queries_per_step": 12}
-    strict, blind = (train(world / "shortcut.jsonl", tmp_path / context, "--rollout_only", verifier_context=context,
+    strict, blind = (train(world / "shortcut.jsonl", tmp_path / context, "--rollout_only",
+                           verifier_context=context,
                            **settings) for context in ("solution", "answer"))
     lucky = 0
     for a, b in zip(json_rows(strict / "rollouts.jsonl"), json_rows(blind / "rollouts.jsonl"), strict=True):
@@ -413,24 +363,28 @@ def test_a_judge_that_sees_the_answer_only_pays_lucky_answers(world, tmp_path):
 
 
 def test_sft_brings_the_references_closer(world, tmp_path):
-    run = train(world / "hard.jsonl", tmp_path / "run", method="sft", steps=1, queries_per_step=12, warmup_steps=1)
+    run = train(world / "hard.jsonl", tmp_path / "run", method="sft", steps=1,
+                queries_per_step=12, warmup_steps=1)
     processor, queries = Processor(MODEL), load_queries(world / "hard.jsonl")
 
     def loss(model: str) -> float:
         policy = Policy(str(model), processor, reference=False)
-        rows = [Row(processor.prompt(q), [Member(processor.encode_response(q.solution), [], 1.0)]) for q in queries]
+        rows = [Row(processor.prompt(q), [Member(processor.encode_response(q.solution), [], 1.0)])
+                for q in queries]
         with torch.no_grad():
             return -policy.logprobs(policy.pack(rows))[0].mean().item()
     assert loss(last_checkpoint(run)) < loss(MODEL) - 1e-3
 
 
-# ------------------------------------------------------------------------------------------------ what is written
+# -------------------------------------------------------------------------------------------- what is written
 
 def test_the_run_folder(world, tmp_path):
-    run = train(world / "train.jsonl", tmp_path / "run", steps=2, save_every=1, eval_data=world / "heldout.jsonl")
+    run = train(world / "train.jsonl", tmp_path / "run", steps=2, save_every=1,
+                eval_data=world / "heldout.jsonl")
     config = json.loads((run / "config.json").read_text())
     assert set(config) == {f.name for f in fields(contextrl.Config)}
-    assert (config["steps"], config["group_size"], config["kl_coef"], config["clip_high"]) == (2, K, 0.01, 0.2)
+    assert (config["steps"], config["group_size"], config["kl_coef"], config["clip_high"]) == (
+        2, K, 0.01, 0.2)
 
     summary = json.loads((run / "summary.json").read_text())
     rows = metrics(run)
@@ -449,7 +403,8 @@ def test_the_run_folder(world, tmp_path):
 
 
 def test_families_of_ones_own_are_in_the_overall_accuracy(world, tmp_path):
-    save_queries([replace(query, family="mine") for query in toy.heldout_queries(size=2)], tmp_path / "heldout.jsonl")
+    save_queries([replace(query, family="mine") for query in toy.heldout_queries(size=2)],
+                 tmp_path / "heldout.jsonl")
     run = train(world / "train.jsonl", tmp_path / "run", "--rollout_only", steps=1,
                 eval_data=tmp_path / "heldout.jsonl")
     start = metrics(run)[0]["eval"]
@@ -467,8 +422,10 @@ def test_a_checkpoint_is_an_ordinary_model_to_start_from(world, tmp_path):
 
 def test_settings_from_a_file(world, tmp_path):
     out = tmp_path / "from file"
-    settings = {"model": MODEL, "data": str(world / "train.jsonl"), "output_dir": str(out), "queries_per_step": 4,
-                "group_size": K, "max_new_tokens": 24, "minibatches": 1, "eval_every": 0, "device": "cpu", "steps": 1,
+    settings = {"model": MODEL, "data": str(world / "train.jsonl"), "output_dir": str(out),
+                "queries_per_step": 4,
+                "group_size": K, "max_new_tokens": 24, "minibatches": 1, "eval_every": 0,
+                "device": "cpu", "steps": 1,
                 "report": False}
     (tmp_path / "settings.json").write_text(json.dumps(settings))
     contextrl.train(contextrl.read_config([str(tmp_path / "settings.json")]))
@@ -477,8 +434,10 @@ def test_settings_from_a_file(world, tmp_path):
 
 @pytest.mark.parametrize("strange", ["\u2028", "\u0085"], ids=["line separator", "next line"])
 def test_a_line_break_that_json_does_not_escape_loses_nothing(world, tmp_path, monkeypatch, strange):
-    """JSONL is split at \\n only: str.splitlines() also splits at these, which json.dumps leaves as they are."""
-    queries = [replace(query, question=f"{query.question} {strange} ?") for query in toy.train_queries(size=8)]
+    """JSONL is split at \\n only: str.splitlines() also splits at these,
+    which json.dumps leaves as they are."""
+    queries = [replace(query, question=f"{query.question} {strange} ?")
+               for query in toy.train_queries(size=8)]
     save_queries(queries, tmp_path / "data.jsonl")
     whole = [(query.id, query.question) for query in queries]
     monkeypatch.setattr(parts, "load_train", lambda name: queries)   # not from the file: below
@@ -489,14 +448,15 @@ def test_a_line_break_that_json_does_not_escape_loses_nothing(world, tmp_path, m
     assert [(query.id, query.question) for query in load_queries(tmp_path / "data.jsonl")] == whole
 
 
-# ---------------------------------------------------------------------------------------------- judges that fail
+# ------------------------------------------------------------------------------------------- judges that fail
 
 def test_a_dead_judge_teaches_nothing_and_stops_the_run(world, tmp_path, judged_by, monkeypatch, capsys):
     def dead(messages):
         raise TimeoutError("no answer")
-    judged_by(lambda: Verifier(dead, max_failed_share=0.99))               # gives up after 64 verdicts: in step 4
+    judged_by(lambda: Verifier(dead, max_failed_share=0.99))           # gives up after 64 verdicts: in step 4
     out = tmp_path / "run"
-    monkeypatch.setattr(sys, "argv", ["contextrl.py", *arguments(world / "train.jsonl", out, steps=6, save_every=1)])
+    monkeypatch.setattr(sys, "argv",
+                        ["contextrl.py", *arguments(world / "train.jsonl", out, steps=6, save_every=1)])
     with pytest.raises(SystemExit) as stop:
         contextrl.main()
     told = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if "stopped: " in line]
@@ -507,13 +467,15 @@ def test_a_dead_judge_teaches_nothing_and_stops_the_run(world, tmp_path, judged_
     rows = metrics(out)
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
     for row in rows[1:]:
-        assert row["reward"] is None and row["false_positive_share"] is None and row["failed_verdicts"] == 4 * K
+        assert row["reward"] is None and row["false_positive_share"] is None
+        assert row["failed_verdicts"] == 4 * K
         assert row["groups/too_small"] == 4 and row["hard_share"] == 0 and row["retries"] == 0
         assert row["trained_tokens"] == 0 and row["grad_norm"] == 0
     members = [m for row in json_rows(out / "rollouts.jsonl") for m in row["stage1"]]
-    assert all((m["verdict"], m["error"], m["advantage"]) == ("failed", "TimeoutError", None) for m in members)
+    assert all((m["verdict"], m["error"], m["advantage"]) == ("failed", "TimeoutError", None)
+               for m in members)
     assert last_checkpoint(out).name == "step-000003"
-    start, now = load_file(Path(MODEL) / "model.safetensors"), load_file(last_checkpoint(out) / "model.safetensors")
+    start, now = (load_file(folder / "model.safetensors") for folder in (Path(MODEL), last_checkpoint(out)))
     assert all(torch.equal(start[name].float(), now[name]) for name in start)
 
     judged_by(toy.ToyVerifier)                                             # the judge is back
@@ -528,14 +490,16 @@ def test_one_failed_verdict_is_left_out_of_its_group(world, tmp_path, judged_by)
 
         def verdict(self, member, query, second_stage):
             assert not second_stage, "a group with a failed verdict is not known to be hard"
-            return Verdict.failed("TimeoutError") if member == 0 else Verdict.judged(member == 1 and query % 2 == 1)
+            return (Verdict.failed("TimeoutError") if member == 0
+                    else Verdict.judged(member == 1 and query % 2 == 1))
 
     judged_by(OneFails)
     run = train(world / "hard.jsonl", tmp_path / "run", steps=1)
     row, rollouts = metrics(run)[1], json_rows(run / "rollouts.jsonl")
     assert (row["failed_verdicts"], row["retries"], row["hard_share"]) == (4, 0, 0)
-    assert row["reward"] == 2 / (4 * (K - 1))                              # a mean over verdicts, not over samples
+    assert row["reward"] == 2 / (4 * (K - 1))                         # a mean over verdicts, not over samples
     assert [r["kind"] for r in rollouts] == ["all_negative", "online"] * 2
     assert all(r["stage1"][0]["advantage"] is None for r in rollouts)
     right, *wrong = [m["advantage"] for m in rollouts[1]["stage1"][1:]]
-    assert right == pytest.approx(2 ** 0.5, rel=1e-5) and wrong == pytest.approx([-(0.5 ** 0.5)] * 2, rel=1e-5)
+    assert right == pytest.approx(2 ** 0.5, rel=1e-5)
+    assert wrong == pytest.approx([-(0.5 ** 0.5)] * 2, rel=1e-5)

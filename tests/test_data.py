@@ -1,7 +1,8 @@
-"""data.py: files that can be read back and refused, prompts that are what the model and its chat template expect.
+"""data.py: files that can be read back and refused,
+prompts that are what the model and its chat template expect.
 
-Guards against: positions or placeholders that differ from the model's own, responses that are encoded again, one
-query's picture under another's name, rows that are read wrongly instead of refused.
+Guards against: positions or placeholders that differ from the model's own, responses that are encoded again,
+one query's picture under another's name, rows that are read wrongly instead of refused.
 """
 
 import io
@@ -18,7 +19,6 @@ import torch
 from conftest import ALONE, ROOT, response_logprobs
 from PIL import Image
 
-import toy
 from data import DataError, Processor, Query, as_seen, batch_order, load_queries, save_queries
 
 
@@ -28,7 +28,8 @@ def row(**changes) -> dict:
 
 def write(folder, *lines) -> str:
     file = folder / "data.jsonl"
-    file.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines), encoding="utf-8")
+    file.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines),
+                    encoding="utf-8")
     return file
 
 
@@ -46,7 +47,7 @@ def test_positions_are_the_models_own(policy, processor, prompt_of, sizes):
     types = (ids == processor.image_id).int()
     expected, delta = policy.model.model.get_rope_index(ids, types, grids)
     np.testing.assert_array_equal(prompt.positions, expected[:, 0])
-    assert prompt.next_position == len(prompt.ids) + delta.item()      # where generate() puts the first new token
+    assert prompt.next_position == len(prompt.ids) + delta.item()  # where generate() puts the first new token
 
     # The same prompt cut right behind its last image token: the next position follows from the image's block.
     if sizes:
@@ -60,12 +61,14 @@ def test_positions_are_the_models_own(policy, processor, prompt_of, sizes):
 def test_one_placeholder_for_each_image_feature(policy, processor, prompt_of, size):
     prompt = prompt_of("?", size)
     batch = processor.pixel_batch(prompt.images)
-    features = policy.model.model.get_image_features(batch["pixel_values"], batch["image_grid_thw"]).pooler_output
+    features = policy.model.model.get_image_features(batch["pixel_values"],
+                                                     batch["image_grid_thw"]).pooler_output
     assert prompt.ids.count(processor.image_id) == sum(len(f) for f in features)
 
 
 def test_a_picture_is_resized_once(checkpoint, picture):
-    """picture() is what an engine with an image processor of its own gets: resized there again, it stays the same."""
+    """picture() is what an engine with an image processor of its own gets: resized there again,
+    it stays the same."""
     processor = Processor(checkpoint, max_pixels=96 * 96)
     for size in [(96, 96), (300, 211), (13, 10), (70, 131), (400, 31), (31, 1000)]:
         with Image.open(io.BytesIO(picture(*size))) as file:
@@ -78,7 +81,8 @@ def test_a_picture_is_resized_once(checkpoint, picture):
 
 
 def test_a_saved_processor_is_the_same_one(checkpoint, tmp_path):
-    """Whatever file another program reads first, it finds the same image bounds; the video settings go along."""
+    """Whatever file another program reads first, it finds the same image bounds;
+    the video settings go along."""
     source, folder = tmp_path / "source", tmp_path / "saved"
     Processor(checkpoint).save(source)
     shutil.copy(f"{checkpoint}/config.json", source)
@@ -97,15 +101,18 @@ def test_a_saved_processor_is_the_same_one(checkpoint, tmp_path):
 def test_max_pixels_bounds_the_number_of_image_tokens(checkpoint, picture):
     query = Query("q", [picture(300, 200)], "?", "-", "-")
     free, bound = Processor(checkpoint), Processor(checkpoint, max_pixels=96 * 96)
-    assert free.prompt(query).ids.count(free.image_id) == 54         # 288 x 192 pixels, 32 x 32 of them a token: 9 x 6
-    # At most 9216 pixels: the side lengths shrink by sqrt(60000 / 9216) = 2.55 to 117 x 78, cut to 96 x 64: 3 x 2
+    # 288 x 192 pixels, 32 x 32 of them a token: 9 x 6
+    assert free.prompt(query).ids.count(free.image_id) == 54
+    # At most 9216 pixels: the side lengths shrink by sqrt(60000 / 9216) = 2.55 to 117 x 78, cut to 96 x 64:
+    # 3 x 2
     assert bound.prompt(query).ids.count(bound.image_id) == 6
 
 
 @pytest.mark.parametrize("closed", [True, False], ids=["ended with EOS", "truncated"])
 def test_follow_up_is_the_chat_templates_own_conversation(policy, processor, prompt_of, closed):
     prompt = prompt_of("how many red plus blue ?", (96, 64))
-    text, message = "red 3 ; blue 2 ; plus 6 ; \\boxed{6}", "Your answer is wrong . Solve it again from the start ."
+    text = "red 3 ; blue 2 ; plus 6 ; \\boxed{6}"
+    message = "Your answer is wrong . Solve it again from the start ."
     response = processor.encode_response(text)[:None if closed else -1]
     after = processor.follow_up(prompt, response, message)
     question = [{"type": "image"}, {"type": "text", "text": "how many red plus blue ?"}]
@@ -139,7 +146,8 @@ def test_follow_up_keeps_the_whole_message_whatever_it_says(processor, prompt_of
 
 def test_another_image_changes_the_logprob_of_the_same_response(policy, processor, prompt_of):
     response = processor.encode_response("red 3 ; \\boxed{3}")
-    first, other, again = (response_logprobs(policy.model, prompt_of("how many red ?", (96, 96), seed=s), response,
+    first, other, again = (response_logprobs(policy.model,
+                                             prompt_of("how many red ?", (96, 96), seed=s), response,
                                              processor) for s in (1, 2, 1))
     assert torch.equal(first, again)
     assert (first - other).abs().min() > 1e-4
@@ -148,7 +156,8 @@ def test_another_image_changes_the_logprob_of_the_same_response(policy, processo
 # -------------------------------------------------------------------------------------------------- files
 
 def test_what_is_saved_is_read_back(tmp_path, processor, picture):
-    queries = [Query("a", [picture(40, 50), picture(64, 33, seed=1)], "how many ?", "red 3 ; \\boxed{3}", "3", "hard",
+    queries = [Query("a", [picture(40, 50), picture(64, 33, seed=1)], "how many ?",
+                     "red 3 ; \\boxed{3}", "3", "hard",
                      {"counts": [3, 1], "threshold": None}),
                Query("b", [], "Größe \"x\" \n ?", "\\frac{1}{2}", "½")]
     save_queries(queries, tmp_path / "set" / "data.jsonl")
@@ -169,7 +178,8 @@ def test_a_line_ends_at_a_newline_and_nowhere_else(tmp_path):
 
 
 def test_ids_that_look_alike_as_file_names_keep_their_own_images(tmp_path, processor, picture):
-    save_queries([Query("q/1", [picture(32, 32, 1)], "?", "s", "a"), Query("q:1", [picture(32, 32, 2)], "?", "s", "a")],
+    save_queries([Query("q/1", [picture(32, 32, 1)], "?", "s", "a"),
+                  Query("q:1", [picture(32, 32, 2)], "?", "s", "a")],
                  tmp_path / "data.jsonl")
     first, second = load_queries(tmp_path / "data.jsonl")
     assert not torch.equal(processor.pixels(first.images[0])[0], processor.pixels(second.images[0])[0])
@@ -189,12 +199,14 @@ def noise(format: str) -> bytes:
 
 
 BROKEN_IMAGES = {"text": b"this is no picture", "empty": b"", "half a PNG": noise("PNG")[:3000],
-                 "half a JPEG": noise("JPEG")[:1000], "flipped bytes": noise("PNG")[:300] + b"xx" + noise("PNG")[302:]}
+                 "half a JPEG": noise("JPEG")[:1000],
+                 "flipped bytes": noise("PNG")[:300] + b"xx" + noise("PNG")[302:]}
 
 
 @pytest.mark.parametrize("name", BROKEN_IMAGES)
 def test_a_corrupt_image_is_one_line_with_its_file(tmp_path, processor, capsys, name):
-    """Without a header it is a bad row when the file is read; half of one is found when it is decoded, with its row."""
+    """Without a header it is a bad row when the file is read; half of one is found when it is decoded,
+    with its row."""
     (tmp_path / "broken.png").write_bytes(BROKEN_IMAGES[name])
     file = write(tmp_path, row(), row(id="b", images=["broken.png"]))
     queries = load_queries(file)
@@ -238,66 +250,17 @@ def test_many_bad_rows_are_counted_and_no_good_one_is_an_error(tmp_path, capsys)
     assert len(load_queries(write(tmp_path, row(), *bad))) == 1
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 11 and lines[-1].startswith("25 bad rows skipped, 1 read")
-    with pytest.raises(DataError, match=r"no usable row in .*: all 25 are bad, the first: .*data\.jsonl:1: .*'answer'"):
+    with pytest.raises(DataError,
+                       match=r"no usable row in .*: all 25 are bad, the first: .*data\.jsonl:1: .*'answer'"):
         load_queries(write(tmp_path, *bad))
     assert not capsys.readouterr().err
 
 
-# ------------------------------------------------------------------------------------------------ FineVision
-
-@pytest.fixture
-def finevision(tmp_path, picture):
-    """Folder with two subsets of FineVision's shape and brackets in a name; some rows are bad."""
-    def line(*texts, images=1) -> dict:
-        return {"texts": [{"user": user, "assistant": assistant} for user, assistant in texts], "facts": ["{}"] * 9,
-                "images": [{"bytes": picture(40, 32 + i), "path": "x.png"} for i in range(images)]}
-
-    broken = line(("?", "The answer is 3."))
-    broken["images"][0]["bytes"] = b"no picture"
-    good = line(("<image>\nhow many ?", "red 3 ; \\boxed{3}"), ("and ?", "5."))
-    toy.write_subset(tmp_path / "fv" / "geo(a+b)", [good, line(), broken], ("assistant", "user"))
-    toy.write_subset(tmp_path / "fv" / "vqa", [line(("<image_1><image_2> same ?", "Yes."), images=2),
-                                              line(("what ?", "nobody can say for sure what that may be"))])
-    return tmp_path / "fv"
-
-
-def test_parquet_of_finevisions_shape_is_read(finevision, processor, capsys):
-    first, second, two = load_queries(finevision)
-    assert (first.question, first.solution, first.answer, first.family) == (
-        "how many ?", "red 3 ; \\boxed{3}", "3", "geo(a+b)")
-    assert second.answer == "5" and second.images == first.images and second.id != first.id
-    assert two.answer == "Yes" and processor.prompt(two).ids.count(processor.image_id) == 2      # two pictures
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[-1].startswith("3 bad rows skipped, 3 read from")
-    for problem in (r"geo\(a\+b\)/train-00000-of-00001.parquet:1: no texts", "parquet:2: cannot read image of 10 bytes",
-                    "vqa/train-00000-of-00001.parquet:1: no final answer"):
-        assert any(re.search(problem, line) for line in lines), problem
-    assert [q.id for q in load_queries(f"{finevision}:geo(a+b)")] == [first.id, second.id]
-    assert len(load_queries(finevision / "vqa")) == 1
-    with pytest.raises(DataError, match="no parquet files in .*/none"):
-        load_queries(f"{finevision}:none")
-
-
-def test_a_parquet_file_that_is_none_is_a_bad_row(finevision, capsys):
-    (finevision / "vqa" / "train-00001-of-00001.parquet").write_bytes(b"PAR1 but not really")
-    assert len(load_queries(finevision)) == 3
-    assert "the file cannot be read" in capsys.readouterr().err
-
-
-def test_a_data_set_of_the_hub_is_streamed(finevision, monkeypatch):
-    import datasets
-    load = datasets.load_dataset
-
-    def local(name, subset, split, streaming, revision):
-        assert (name, split, streaming) == ("somebody/fv", "train", True)
-        return load("parquet", data_files=str(finevision / "vqa" / "*.parquet"), split=split, streaming=streaming)
-
-    monkeypatch.setattr(datasets, "load_dataset", local)
-    query, = load_queries("somebody/fv:vqa")
-    assert query.answer == "Yes" and len(query.images) == 2 and query.id == "vqa:0/0"
-    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: (_ for _ in ()).throw(ConnectionError("no\nnet")))
-    with pytest.raises(DataError, match="somebody/fv:vqa cannot be read: no net"):
-        load_queries("somebody/fv:vqa")
+@pytest.mark.parametrize("name", ["", "part.parquet"], ids=["folder", "parquet"])
+def test_what_is_no_jsonl_is_told_what_writes_one(tmp_path, name):
+    with pytest.raises(DataError,
+                       match=rf"^{tmp_path / name} is no JSONL file: python -m recipe.finevision "):
+        load_queries(tmp_path / name)
 
 
 def test_a_file_without_rows_and_no_file(tmp_path):
@@ -316,24 +279,6 @@ def test_a_strip_that_no_image_processor_takes(tmp_path, capsys):
 def test_16_bits_of_grey_are_not_cut_off():
     ramp = Image.fromarray(np.linspace(0, 65535, 256).astype(np.uint16)[None].repeat(8, 0))
     assert np.asarray(as_seen(ramp))[0, :, 0].tolist() == list(range(256))
-
-
-def test_a_damaged_row_group_costs_its_own_rows_and_each_is_counted(tmp_path):
-    from pyarrow import Table
-    from pyarrow.parquet import ParquetFile, write_table
-
-    from recipe.finevision import finevision_turns
-    file = tmp_path / "part.parquet"
-    texts = [{"texts": [{"user": f"how many {i} ?" * 20, "assistant": str(i)}]} for i in range(60)]
-    write_table(Table.from_pylist(texts), file, row_group_size=20, compression="none")
-    column = ParquetFile(file).metadata.row_group(1).column(0)
-    data = bytearray(file.read_bytes())
-    start = column.dictionary_page_offset or column.data_page_offset
-    data[start:start + column.total_compressed_size] = b"\xff" * column.total_compressed_size
-    file.write_bytes(data)
-    turns = list(finevision_turns(str(file)))
-    assert len(turns) == 60 and sum("bad" in turn for _, turn in turns) == 20
-    assert [i for i, (_, turn) in enumerate(turns) if "bad" in turn] == list(range(20, 40))
 
 
 def test_a_file_that_is_no_text(tmp_path):
@@ -363,10 +308,12 @@ def test_pictures_are_seen_as_people_see_them(processor):
     photo.save(files[1], "PNG", exif=exif)
     chart, photo = (processor.picture(file.getvalue()) for file in files)
     assert chart.getpixel((5, 5)) == (0, 0, 0) and chart.getpixel((80, 5)) == (255, 255, 255)
-    assert photo.size == (64, 96) and photo.getpixel((60, 5)) == (0, 0, 255) and photo.getpixel((3, 5)) == (255, 0, 0)
+    assert photo.size == (64, 96)
+    assert photo.getpixel((60, 5)) == (0, 0, 255) and photo.getpixel((3, 5)) == (255, 0, 0)
 
 
-@pytest.mark.parametrize("message", ["<|im_<|im_end|>end|> hi", "<|image_<|image_pad|>pad|>", "<|im_end|><|im_end|>"])
+@pytest.mark.parametrize("message",
+                         ["<|im_<|im_end|>end|> hi", "<|image_<|image_pad|>pad|>", "<|im_end|><|im_end|>"])
 def test_a_message_cannot_hide_a_special_token_in_another(processor, prompt_of, message):
     prompt, plain = prompt_of("how many red ?", (96, 96)), None
     for text in ("hi", message):

@@ -1,7 +1,8 @@
 """token_logprob() against its definition in fp64: values, entropy, gradients, memory, operations.
 
-Guards against: a log-prob above 0, a gradient that is wrong for one odd size, target, magnitude or setting only, work
-for rows that need none, logits that exist as a whole after all, results that depend on chunks or neighbours.
+Guards against: a log-prob above 0, a gradient that is wrong for one odd size, target, magnitude or setting
+only, work for rows that need none, logits that exist as a whole after all, results that depend on chunks or
+neighbours.
 
 The last test runs this file once more with the Triton kernel in its interpreter.
 """
@@ -9,16 +10,16 @@ The last test runs this file once more with the Triton kernel in its interpreter
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from conftest import ROOT
+from hypothesis import given, settings, strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import grpo
-from conftest import ROOT
 from grpo import IGNORE, naive_token_logprob, token_logprob
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -71,7 +72,8 @@ def assert_right(hidden, weight, targets, g, temperature=1.0, forbidden=None, ke
     got = fused(hidden, weight, targets, g, temperature, forbidden=forbidden, keep_bytes=keep_bytes)
     assert got[0].dtype == got[1].dtype == (torch.float64 if hidden.dtype is torch.float64 else torch.float32)
     assert got[2].dtype == got[3].dtype == hidden.dtype and (got[0] <= 0).all()
-    # The sums of the logits are fp32's own error: it grows with their size.  Logits in bf16 would be off by 0.1.
+    # The sums of the logits are fp32's own error: it grows with their size.
+    # Logits in bf16 would be off by 0.1.
     largest = max((hidden.detach().double() @ weight.detach().double().T).abs().max().item() / temperature
                   if len(hidden) else 0.0, 1.0)
     digits = 1e-14 if hidden.dtype is torch.float64 else 1e-6
@@ -79,7 +81,7 @@ def assert_right(hidden, weight, targets, g, temperature=1.0, forbidden=None, ke
         torch.testing.assert_close(value.double(), exact, rtol=digits, atol=digits * largest)
     gates = gradient_gates(hidden.dtype, len(hidden))
     if hidden.dtype is not torch.bfloat16:
-        gates = [gate * max(largest / 10, 1) for gate in gates]             # an error of a logit is a relative one of p
+        gates = [gate * max(largest / 10, 1) for gate in gates]   # an error of a logit is a relative one of p
     for gradient, exact, other, gate in zip(got[2:], true[2:], (weight, hidden), gates):
         # onehot - p of a sure token: the definition itself has no digits left, not even in fp64
         floor = 1e-30 + 1e-4 * (g.norm() * other.norm()).item()
@@ -87,7 +89,7 @@ def assert_right(hidden, weight, targets, g, temperature=1.0, forbidden=None, ke
     return got
 
 
-# ------------------------------------------------------------------------------------------------------ parity
+# ----------------------------------------------------------------------------------------------------- parity
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("n", [0, 1, 127, 129] if INTERPRETED else [0, 1, 127, 128, 129, 4099])
@@ -102,7 +104,8 @@ def test_values_and_gradients_at_odd_sizes(n, dtype, monkeypatch):
 
 
 @settings(max_examples=20 if INTERPRETED else 150, deadline=None)
-@given(n=st.integers(0, 10 if INTERPRETED else 40), h=st.integers(1, 40), v=st.integers(1, 400), sd=st.floats(0.01, 60),
+@given(n=st.integers(0, 10 if INTERPRETED else 40), h=st.integers(1, 40), v=st.integers(1, 400),
+       sd=st.floats(0.01, 60),
        temperature=st.floats(0.3, 3), seed=st.integers(0, 99), keep=st.booleans(),
        dtype=st.sampled_from([torch.float64, torch.float32]), zeros=st.floats(0, 1), forbid=st.floats(0, 0.9))
 def test_any_shape_and_magnitude(n, h, v, sd, temperature, seed, keep, dtype, zeros, forbid):
@@ -119,9 +122,9 @@ def test_gradcheck():
         forbidden = torch.arange(7) == (targets[0] + 1) % 7
         targets = torch.where(forbidden[targets], (targets + 1) % 7, targets)
         targets[2] = IGNORE
-        assert torch.autograd.gradcheck(
-            lambda h, w: token_logprob(h, w, targets, 0.8, forbidden=forbidden, keep_bytes=keep_bytes),
-            (hidden, weight), eps=1e-6, atol=1e-8)
+        function = partial(token_logprob, targets=targets, temperature=0.8, forbidden=forbidden,
+                           keep_bytes=keep_bytes)
+        assert torch.autograd.gradcheck(function, (hidden, weight), eps=1e-6, atol=1e-8)
 
 
 def test_ignored_targets_are_zero_and_get_no_gradient():
@@ -146,7 +149,8 @@ def test_rows_without_gradient_change_nothing_in_the_others(monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_sure_and_hopeless_targets(dtype):
-    """The target's logit above or below all others, up to 300: log-probs from -1e-30 or so to -300, in one batch."""
+    """The target's logit above or below all others, up to 300: log-probs from -1e-30 or so to -300,
+    in one batch."""
     hidden, weight, targets, g = inputs(64, 64, 500, dtype, sd=1.0)
     with torch.no_grad():
         direction = weight[targets].float() / weight[targets].float().norm(dim=-1, keepdim=True) ** 2
@@ -191,7 +195,7 @@ def test_forbidden_ids_have_no_share():
     forbidden[[0, 7, 299]] = True
     targets = torch.where(forbidden[targets], 8, targets)
     with torch.no_grad():
-        weight[7] = 50 * hidden[0]                                # what it may not say would be all but certain
+        weight[7] = 50 * hidden[0]                              # what it may not say would be all but certain
     logp, _, _, d_weight = assert_right(hidden, weight, targets, g, forbidden=forbidden)
     assert not d_weight[forbidden].any()
     kept = weight[~forbidden]
@@ -201,7 +205,8 @@ def test_forbidden_ids_have_no_share():
 
 
 def test_the_largest_logit_may_be_a_forbidden_one():
-    """z = 0, 100, 99, 400 and the last is forbidden: log p = -100 - ln(1 + 1/e), the anchor is 100 and not 400."""
+    """z = 0, 100, 99, 400 and the last is forbidden: log p = -100 - ln(1 + 1/e),
+    the anchor is 100 and not 400."""
     weight, forbidden = torch.tensor([[0.0], [100.0], [99.0], [400.0]]), torch.arange(4) == 3
     logp = token_logprob(torch.ones(1, 1), weight, torch.tensor([0]), forbidden=forbidden)
     assert logp.item() == pytest.approx(-100.3133, abs=1e-4)
@@ -239,13 +244,15 @@ def test_a_frozen_head_or_frozen_hidden():
     hidden, weight, targets, g = inputs(30, 8, 100)
     _, _, d_hidden, d_weight = by_definition(hidden, weight, targets, g)
     for keep_bytes in (KEEP, 0):
-        got, = torch.autograd.grad(token_logprob(hidden, weight.detach(), targets, keep_bytes=keep_bytes), hidden, g)
+        got, = torch.autograd.grad(token_logprob(hidden, weight.detach(), targets,
+                                                 keep_bytes=keep_bytes), hidden, g)
         assert error(got, d_hidden) < 1e-5
-        got, = torch.autograd.grad(token_logprob(hidden.detach(), weight, targets, keep_bytes=keep_bytes), weight, g)
+        got, = torch.autograd.grad(token_logprob(hidden.detach(), weight, targets,
+                                                 keep_bytes=keep_bytes), weight, g)
         assert error(got, d_weight) < 1e-5
 
 
-# ------------------------------------------------------------------------------------- sameness and independence
+# ---------------------------------------------------------------------------------- sameness and independence
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("keep_bytes", [KEEP, 0])
@@ -269,10 +276,12 @@ def test_chunks_and_blocks_change_rounding_only(monkeypatch):
 
 
 def test_products_have_the_same_shapes_with_and_without_a_gradient(monkeypatch):
-    """A product of another shape may round differently, on a GPU above all: old and current log-probs would differ."""
+    """A product of another shape may round differently, on a GPU above all:
+    old and current log-probs would differ."""
     hidden, weight, targets, _ = inputs(300, 8, 5000)
-    shapes, product = [], grpo.product
-    monkeypatch.setattr(grpo, "product", lambda a, b: shapes.append((*a.shape, *b.shape)) or product(a, b))
+    shapes, product = [], grpo.matmul_fp32
+    monkeypatch.setattr(grpo, "matmul_fp32", lambda a, b: shapes.append((*a.shape, *b.shape))
+                        or product(a, b))
     for keep_bytes in (KEEP, 100 * 5000 * 4, 0):
         for context in (torch.enable_grad, torch.no_grad):
             shapes.append(keep_bytes)
@@ -324,20 +333,24 @@ def test_nan_is_not_hidden():
 @pytest.mark.parametrize("change, message", [
     (dict(hidden=torch.zeros(3, 5)), r"hidden \(3, 5\), weight \(9, 4\), targets \(3,\) are not \[N, H\]"),
     (dict(targets=torch.zeros(2, dtype=torch.long)), r"targets \(2,\) are not"),
-    (dict(hidden=torch.zeros(3, 4, dtype=torch.bfloat16)), "hidden is torch.bfloat16, weight torch.float32: both"),
-    (dict(hidden=torch.zeros(3, 4).half(), weight=torch.zeros(9, 4).half()), "must be bfloat16, float32 or float64"),
+    (dict(hidden=torch.zeros(3, 4, dtype=torch.bfloat16)),
+     "hidden is torch.bfloat16, weight torch.float32: both"),
+    (dict(hidden=torch.zeros(3, 4).half(), weight=torch.zeros(9, 4).half()),
+     "must be bfloat16, float32 or float64"),
     (dict(forbidden=torch.tensor([3, 8])), r"forbidden is torch.int64 \(2,\), must be bool \[V\]"),
-    (dict(temperature=0.0), "temperature is 0.0, must be above 0"), (dict(temperature=float("inf")), "and finite")])
+    (dict(temperature=0.0), "temperature is 0.0, must be above 0"),
+    (dict(temperature=float("inf")), "and finite")])
 def test_what_does_not_fit_is_refused(change, message):
-    arguments = dict(hidden=torch.zeros(3, 4), weight=torch.zeros(9, 4), targets=torch.zeros(3, dtype=torch.long))
+    arguments = dict(hidden=torch.zeros(3, 4), weight=torch.zeros(9, 4),
+                     targets=torch.zeros(3, dtype=torch.long))
     with pytest.raises(ValueError, match=message):
         token_logprob(**(arguments | change))
-    if arguments["hidden"].device.type == "cpu":                       # a GPU's assertion would end this process
+    if arguments["hidden"].device.type == "cpu":                    # a GPU's assertion would end this process
         with pytest.raises(IndexError):
             token_logprob(**(arguments | dict(targets=torch.tensor([0, 9, 0]))))
 
 
-# ---------------------------------------------------------------------------------------- memory and operations
+# -------------------------------------------------------------------------------------- memory and operations
 
 class Largest(TorchDispatchMode):
     """Elements of the largest tensor that any operation makes."""
@@ -365,7 +378,7 @@ def test_the_logits_never_exist_together(monkeypatch):
         return seen.elements
 
     assert largest(naive_token_logprob) == n * v
-    assert largest(token_logprob) == n * v                                   # E, once: kept for the backward pass
+    assert largest(token_logprob) == n * v                               # E, once: kept for the backward pass
     assert largest(token_logprob, keep_bytes=0) == 50 * v                    # E of a chunk
     with torch.no_grad(), Largest() as seen:
         token_logprob(hidden, weight, targets)
@@ -393,13 +406,13 @@ def test_operations(monkeypatch):
     assert products(g=None) == pytest.approx(1, rel=0.02)
     assert products(weight.detach()) == pytest.approx(2, rel=0.02)           # a frozen head
     assert products(hidden=hidden.detach()) == pytest.approx(2, rel=0.02)    # or nothing but the head
-    assert products(g=few) == pytest.approx(1 + 2 / 4, rel=0.02)             # rows without gradient cost no product
+    assert products(g=few) == pytest.approx(1 + 2 / 4, rel=0.02)       # rows without gradient cost no product
     assert products(g=few, keep_bytes=0) == pytest.approx(1 + 3 / 4, rel=0.02)
     targets[:128] = IGNORE
     assert products() == pytest.approx(1.5, rel=0.02)
 
 
-# ------------------------------------------------------------------------------------------------------- Triton
+# ----------------------------------------------------------------------------------------------------- Triton
 
 def test_the_kernel_compiles_for_gpus_without_one():
     """For Ampere and Hopper: 16-byte loads and stores, and no array that lies in memory."""
@@ -407,8 +420,10 @@ def test_the_kernel_compiles_for_gpus_without_one():
     from triton.compiler import ASTSource
 
     kernel = grpo.exponentials_kernel
-    types = dict(z="*fp32", z_stride="i32", targets="*i64", first="i32", width="i32", anchor="*fp32", scale="fp32",
-                 forbidden="*i1", E="*bf16", E_stride="i32", Q="*fp32", Qu="*fp32", u_y="*fp32", TILE="constexpr")
+    types = dict(z="*fp32", z_stride="i32", targets="*i64", first="i32", width="i32",
+                 anchor="*fp32", scale="fp32",
+                 forbidden="*i1", E="*bf16", E_stride="i32", Q="*fp32", Qu="*fp32", u_y="*fp32",
+                 TILE="constexpr")
     assert list(types) == kernel.arg_names
     aligned = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]]
                for name in ("z", "z_stride", "E", "E_stride", "width", "forbidden")}
@@ -428,7 +443,9 @@ def test_all_of_this_with_the_triton_kernel_in_its_interpreter():
     if INTERPRETED:
         assert type(grpo.exponentials_kernel).__name__ == "InterpretedFunction"
         return
-    others = "not exist_together and not operations and not chunks_and_blocks and not compiles"     # not its business
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", "-k", others, __file__], cwd=ROOT, text=True,
+    # not its business
+    others = "not exist_together and not operations and not chunks_and_blocks and not compiles"
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", "-k", others, __file__],
+                          cwd=ROOT, text=True,
                           env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, timeout=600)
     assert done.returncode == 0, done.stdout[-3000:]

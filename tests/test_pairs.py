@@ -1,40 +1,58 @@
 """Context pairs: loss, gradients, files, letters, builders, the probe, and a run with them.
 
-Guards against: a loss that thins GRPO's or depends on ranks or micro-batches, letters that give the answer away by
-place, bad pairs that pass or stop everything, a builder whose pairs are no pairs, a probe that one order can fool.
+Guards against: a loss that thins GRPO's or depends on ranks or micro-batches, letters that give the answer
+away by place, bad pairs that pass or stop everything, a builder whose pairs are no pairs, a probe that one
+order can fool.
 """
 
 import gc
 import io
 import json
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from conftest import ALONE, MODEL, ROOT, plain_logits
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from conftest import MODEL, plain_logits
+from helpers import (
+    assert_same,
+    assert_same_run,
+    command,
+    double,
+    gradients,
+    json_rows,
+    make_rows,
+    metrics,
+    train,
+    write,
+)
+from hypothesis import given, settings, strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from test_contextrl import assert_same_run, json_rows, metrics, train
-from test_policy import assert_same, double, gradients, make_rows
 
 import contextrl
-import eval as evaluation
-from context_pairs import pairs
 import toy
-from data import DataError, Processor, Query, user_turn
-from grpo import context_loss
-from context_pairs.pairs import ContextPair, as_query, deal_letters, load_pairs, save_pairs, turned
-from policy import Policy, UpdateSettings, choice, micro_batches
-from reward import RuleVerifier, Verifier
+from context_pairs import pairs
+from context_pairs.loss import auxiliary_loss, context_loss, context_metrics, letter_row, margins, option_ids
+from context_pairs.pairs import (
+    ContextPair,
+    deal_letters,
+    drop_unaskable,
+    load_pairs,
+    query_of_pair,
+    save_pairs,
+    swap_options,
+)
+from context_pairs.probe import probe_pairs, selection_accuracy
+from data import DataError, Processor, Query, load_queries, save_queries, user_turn
+from judges.rule import RuleFirst, RuleVerifier
+from policy import Auxiliary, Policy, UpdateSettings, micro_batches
+from reward import Verifier
 
 
 @pytest.fixture(scope="session")
@@ -43,8 +61,9 @@ def few() -> list[ContextPair]:
 
 
 def choices(some: list[ContextPair], processor: Processor) -> list:
-    ids = processor.option_ids()
-    return [choice(processor.prompt(as_query(p)), ids[p.letter], ids[turned(p).letter]) for p in some]
+    ids = option_ids(processor)
+    return [letter_row(processor.prompt(query_of_pair(p)), ids[p.letter],
+                       ids[swap_options(p).letter]) for p in some]
 
 
 # ------------------------------------------------------------------------------------------------------- loss
@@ -56,7 +75,8 @@ def test_the_loss_by_hand_and_where_its_gradient_lives():
     expected = [0.263282, 1.463282, 0.006715, 5.006715, 0.006715]
     assert loss.item() == pytest.approx(sum(expected), abs=1e-5)
     assert {k: v.item() for k, v in sums.items()} == {
-        "context_pairs": 5, "context_loss": loss.item(), "context_right": 3, "context_margin": pytest.approx(5.0),
+        "context_pairs": 5, "context_loss": loss.item(), "context_right": 3,
+        "context_margin": pytest.approx(5.0),
         "context_hopeless": 1}
     loss.backward()
     # d/dΔ = -σ(-Δ) inside the limits, 0 beyond BOTH: what is very wrong is not learnt, as published.
@@ -70,32 +90,34 @@ def test_the_loss_by_hand_and_where_its_gradient_lives():
 @pytest.mark.parametrize("hard", [True, False])
 def test_the_loss_passes_gradcheck(hard):
     torch.manual_seed(0)
-    margins = [(4 * torch.randn(40, dtype=torch.float64)).requires_grad_() for _ in range(2)]
-    assert torch.autograd.gradcheck(lambda a, b: context_loss(a, b, hard=hard)[0], margins)
+    both = [(4 * torch.randn(40, dtype=torch.float64)).requires_grad_() for _ in range(2)]
+    assert torch.autograd.gradcheck(lambda a, b: context_loss(a, b, hard=hard)[0], both)
 
 
-def test_margins_are_those_of_the_plain_model_also_where_images_stand_inside_the_text(checkpoint, processor, few):
+def test_margins_are_those_of_the_plain_model_also_where_images_stand_inside_the_text(checkpoint,
+                                                                                      processor, few):
     policy = double(checkpoint, processor)
-    policy.scorer.temperature = 0.7                                   # of the samples; the margin is that of the logits
+    policy.scorer.temperature = 0.7                         # of the samples; the margin is that of the logits
     words = [few[0], replace(few[1], prompt=""), replace(few[2], prompt="<image> and <image> ?")]
     texts = [ContextPair("t", "which ?", "red", "it is {B} red", "it is blue", "text", letter="B")]
     some = words + texts
-    right, wrong = policy.margins(choices(some, processor))
+    right, wrong = margins(policy, choices(some, processor))
     for i, pair in enumerate(some):
-        query = as_query(pair)
+        query = query_of_pair(pair)
         prompt = processor.prompt(query)
         logits = plain_logits(policy.model, prompt.ids, prompt.images, processor)[-1]
-        best = [logits[processor.option_ids()[letter]].max() for letter in (pair.letter, turned(pair).letter)]
+        best = [logits[option_ids(processor)[letter]].max()
+                for letter in (pair.letter, swap_options(pair).letter)]
         assert (right[i] - wrong[i]).item() == pytest.approx((best[0] - best[1]).item(), abs=1e-8)
 
 
 def test_the_likelier_form_of_a_letter_counts(checkpoint, processor, few):
     policy = double(checkpoint, processor)
-    prompt = processor.prompt(as_query(few[0]))
+    prompt = processor.prompt(query_of_pair(few[0]))
     logits = plain_logits(policy.model, prompt.ids, prompt.images, processor)[-1]
     likely, unlikely, other = logits.topk(3)[1][0], logits.topk(3, largest=False)[1][0], logits.topk(3)[1][2]
     for forms in ([likely, unlikely], [unlikely, likely]):
-        right, wrong = policy.margins([choice(prompt, [int(i) for i in forms], [int(other)])])
+        right, wrong = margins(policy, [letter_row(prompt, [int(i) for i in forms], [int(other)])])
         assert (right - wrong).item() == pytest.approx((logits[likely] - logits[other]).item(), abs=1e-8)
 
 
@@ -105,13 +127,15 @@ def test_the_gradient_is_that_of_the_definition_and_is_added_to_grpos(checkpoint
     policy.gradient(rows, UpdateSettings())
     alone = gradients(policy)
     for some in (few[:1], few[:7]):
-        policy.gradient(rows, UpdateSettings(context_weight=0.3), choices=choices(some, processor))
+        added = auxiliary_loss(some, 0.3, processor)
+        policy.gradient(rows, UpdateSettings(), auxiliary=added, extra=added.rows)
         got = gradients(policy)
         losses = []
         for pair in some:
-            prompt = processor.prompt(as_query(pair))
+            prompt = processor.prompt(query_of_pair(pair))
             logits = plain_logits(policy.model, prompt.ids, prompt.images, processor)[-1]
-            right, wrong = (logits[processor.option_ids()[x]].max() for x in (pair.letter, turned(pair).letter))
+            right, wrong = (logits[option_ids(processor)[x]].max()
+                            for x in (pair.letter, swap_options(pair).letter))
             losses.append(-torch.nn.functional.logsigmoid((right - wrong).clamp(-5, 5)))
         policy.optimizer.zero_grad()
         (0.3 * sum(losses) / len(losses)).backward()
@@ -122,26 +146,30 @@ def test_the_gradient_does_not_depend_on_micro_batches(checkpoint, processor, pi
     policy, rows, found = double(checkpoint, processor), make_rows(processor, picture), []
     for budget in (4096, 200, 1):
         sums = {}
-        policy.gradient(rows, UpdateSettings(context_weight=0.5, micro_batch_tokens=budget), sums=sums,
-                        choices=choices(few, processor))
+        added = auxiliary_loss(few, 0.5, processor)
+        policy.gradient(rows, UpdateSettings(micro_batch_tokens=budget), sums=sums, auxiliary=added,
+                        extra=added.rows)
         found.append((gradients(policy), sums))
     for got, sums in found[1:]:
         assert_same(got, found[0][0], 1e-6)
         assert sums == pytest.approx(found[0][1], rel=1e-6)
-    assert len(micro_batches(choices(few, processor), 1)) == len(few)               # a choice is never cut in two
+    assert len(micro_batches(choices(few, processor), 1)) == len(few)           # a choice is never cut in two
 
 
 def rank_of_two(rank: int, folder: str, checkpoint: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     policy = double(checkpoint, processor := Processor(checkpoint))
-    some = choices(deal_letters(toy.train_pairs(10), seed=0), processor)
-    settings_ = UpdateSettings(context_weight=0.5, micro_batch_tokens=200, minibatches=2)
-    policy.gradient([], settings_, choices=some[:3])                                 # odd, and no group at all
-    save_file({k: p.grad.full_tensor() for k, p in policy.model.named_parameters()}, f"{folder}/gradient-{rank}")
+    some = deal_letters(toy.train_pairs(10), seed=0)
+    settings_ = UpdateSettings(micro_batch_tokens=200, minibatches=2)
+    odd = auxiliary_loss(some[:3], 0.5, processor)
+    policy.gradient([], settings_, auxiliary=odd, extra=odd.rows)               # odd, and no group at all
+    save_file({k: p.grad.full_tensor() for k, p in policy.model.named_parameters()},
+              f"{folder}/gradient-{rank}")
     for step in (1, 2):
-        metrics_ = policy.update([], step, settings_, some[rank::2])
-    save_file({k: torch.tensor(float("nan") if v is None else v, dtype=torch.float64) for k, v in metrics_.items()},
+        metrics_ = policy.update([], step, settings_, auxiliary_loss(some[rank::2], 0.5, processor))
+    save_file({k: torch.tensor(float("nan") if v is None else v, dtype=torch.float64)
+               for k, v in metrics_.items()},
               f"{folder}/metrics-{rank}")
     save_file(dict(policy.weights()), f"{folder}/weights-{rank}")
     del policy
@@ -152,11 +180,11 @@ def rank_of_two(rank: int, folder: str, checkpoint: str) -> None:
 def test_two_sharded_ranks_equal_one_process(checkpoint, processor, few, tmp_path):
     ranks = mp.spawn(rank_of_two, (str(tmp_path), checkpoint), nprocs=2, join=False)
     try:
-        policy, some = double(checkpoint, processor), choices(few, processor)
-        policy.gradient([], UpdateSettings(context_weight=0.5), choices=some[:3])
+        policy, odd = double(checkpoint, processor), auxiliary_loss(few[:3], 0.5, processor)
+        policy.gradient([], UpdateSettings(), auxiliary=odd, extra=odd.rows)
         expected = gradients(policy)
         for step in (1, 2):
-            one = policy.update([], step, UpdateSettings(context_weight=0.5, minibatches=2), some)
+            one = policy.update([], step, UpdateSettings(minibatches=2), auxiliary_loss(few, 0.5, processor))
         for _ in range(2):
             if ranks.join(timeout=100):
                 break
@@ -177,15 +205,17 @@ def test_a_few_pairs_can_be_learnt_by_the_loss_alone(processor, few):
     """The start policy cannot tell (both orders: about half), the trained one can."""
     policy = Policy(MODEL, Processor(MODEL), learning_rate=1e-3, total_steps=40, reference=False)
     some = few[:4]
-    both = choices([p for pair in some for p in (pair, turned(pair))], policy.processor)
-    start = evaluation.selection(evaluation.probe(policy, some))["accuracy"]
+    both = choices([p for pair in some for p in (pair, swap_options(pair))], policy.processor)
+    soft = Auxiliary(both, 1.0, lambda policy, batch: context_loss(*margins(policy, batch), hard=False),
+                     context_metrics)
+    start = selection_accuracy(probe_pairs(policy, some))["accuracy"]
     for step in range(1, 61):
-        policy.update([], step, UpdateSettings(context_weight=1.0, context_hard=False), both)
-    end = evaluation.selection(evaluation.probe(policy, some))
+        policy.update([], step, UpdateSettings(), soft)
+    end = selection_accuracy(probe_pairs(policy, some))
     assert start <= 0.75 and end["accuracy"] == 1.0 and end["right_in_both_orders"] == 1.0
 
 
-# ---------------------------------------------------------------------------------------------- letters and words
+# ------------------------------------------------------------------------------------------ letters and words
 
 def test_half_of_the_pairs_get_each_letter_whatever_the_order_of_the_file():
     for n in (200, 201, 1000):
@@ -200,25 +230,31 @@ def test_half_of_the_pairs_get_each_letter_whatever_the_order_of_the_file():
 
 def test_the_letter_names_the_place_of_the_supporting_context():
     pair = ContextPair("p", "how many ?", "3", b"right", b"wrong")
-    assert as_query(pair).images == [b"right", b"wrong"] and as_query(pair).answer == "A"
-    assert as_query(turned(pair)).images == [b"wrong", b"right"] and as_query(turned(pair)).answer == "B"
-    assert as_query(pair).id != pair.id                           # pairs and the queries they are made of run together
-    text = as_query(replace(pair, kind="text", supporting="{B} is {answer}", confounding="$ {A}", letter="B")).question
-    assert "Context A:\n$ {A}\n" in text and "Context B:\n{B} is {answer}\n" in text      # marks inside texts stay
-    assert turned(turned(pair)) == pair
-    marked = as_query(replace(pair, question="<image> how many ?", answer="<image>3")).question   # places of before
+    assert query_of_pair(pair).images == [b"right", b"wrong"] and query_of_pair(pair).answer == "A"
+    other = query_of_pair(swap_options(pair))
+    assert other.images == [b"wrong", b"right"] and other.answer == "B"
+    assert query_of_pair(pair).id != pair.id             # pairs and the queries they are made of run together
+    text = query_of_pair(replace(pair, kind="text", supporting="{B} is {answer}", confounding="$ {A}",
+                                 letter="B")).question
+    # marks inside texts stay
+    assert "Context A:\n$ {A}\n" in text and "Context B:\n{B} is {answer}\n" in text
+    assert swap_options(swap_options(pair)) == pair
+    # places of before
+    marked = query_of_pair(replace(pair, question="<image> how many ?", answer="<image>3")).question
     assert marked.count("<image>") == 2 and "Question: how many ?\nAnswer: 3\n" in marked
-    own = replace(pair, kind="text", supporting="x", confounding="{question}", prompt="{question} {answer}: {A} or {B}")
-    assert as_query(own).question == "how many ? 3: x or {question}"
+    own = replace(pair, kind="text", supporting="x", confounding="{question}",
+                  prompt="{question} {answer}: {A} or {B}")
+    assert query_of_pair(own).question == "how many ? 3: x or {question}"
     stored = ContextPair("p", "", "", "", "", "prompt", "what is {answer} ?")
-    assert as_query(stored).question == "what is {answer} ?"
+    assert query_of_pair(stored).question == "what is {answer} ?"
 
 
 def test_images_stand_at_their_marks(processor, picture):
     images = [picture(64, 64, 1), picture(96, 64, 2)]
     parts = user_turn(Query("q", images, "A <image> B <image>", "-", "-"))["content"]
     assert [p.get("text", "image") for p in parts] == ["A ", "image", " B ", "image"]
-    for question in ("no marks", "one <image> too few", "<image> <image> <image>"):      # not places, then: as before
+    # not places, then: as before
+    for question in ("no marks", "one <image> too few", "<image> <image> <image>"):
         parts = user_turn(Query("q", images, question, "-", "-"))["content"]
         assert [p.get("text", "image") for p in parts] == ["image", "image", question]
     ids = processor.prompt(Query("q", images, "A <image> B <image>", "-", "-")).ids
@@ -232,31 +268,29 @@ def test_both_letters_have_the_same_forms(processor, monkeypatch):
     def ids_of(text: str) -> list[int]:
         return processor.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    assert len(ids_of(" A")) == 1 and len(ids_of(" B")) == 2              # so the form with a blank would favour A
-    assert processor.option_ids() == {"A": ids_of("A"), "B": ids_of("B")}
+    assert len(ids_of(" A")) == 1 and len(ids_of(" B")) == 2         # so the form with a blank would favour A
+    assert option_ids(processor) == {"A": ids_of("A"), "B": ids_of("B")}
     words = ["red", "blue"]                                                # these have both forms
-    assert processor.option_ids(words) == {w: [*ids_of(w), *ids_of(f" {w}")] for w in words}
+    assert option_ids(processor, words) == {w: [*ids_of(w), *ids_of(f" {w}")] for w in words}
     with pytest.raises(DataError, match="no single tokens for the letters zx, qk"):
-        processor.option_ids(["zx", "qk"])
+        option_ids(processor, ["zx", "qk"])
 
 
-# ------------------------------------------------------------------------------------------------------- files
-
-def write(path: Path, *rows) -> Path:
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
-    return path
-
+# ------------------------------------------------------------------------------------------------------ files
 
 OURS = {"id": "p", "question": "how many ?", "answer": "3", "supporting": "0.png", "confounding": "1.png"}
-RELEASED = {"problem": "<image><image> Which ? A. first B. second", "answer": "A", "images": ["0.png", "1.png"]}
+RELEASED = {"problem": "<image><image> Which ? A. first B. second", "answer": "A",
+            "images": ["0.png", "1.png"]}
 AGENTIC = {"prompt": "A: did x. B: did y. Which ?", "correct_answer": "B"}
 TEXT = OURS | {"kind": "text", "supporting": "did x", "confounding": "did y"}
 BAD = {
     "both contexts are the same": [OURS | {"confounding": "0.png"}, OURS | {"confounding": "copy.png"},
-                                   TEXT | {"confounding": " did\tx "}, RELEASED | {"images": ["0.png", "copy.png"]}],
+                                   TEXT | {"confounding": " did\tx "},
+                                   RELEASED | {"images": ["0.png", "copy.png"]}],
     "field 'answer' is not a letter A or B": [RELEASED | {"answer": "C"}, RELEASED | {"answer": None}],
     "field 'correct_answer' is not a letter A or B": [AGENTIC | {"correct_answer": ""}],
-    "an image is missing": [RELEASED | {"images": ["0.png", None]}, RELEASED | {"images": ["0.png", {"bytes": None}]}],
+    "an image is missing": [RELEASED | {"images": ["0.png", None]},
+                            RELEASED | {"images": ["0.png", {"bytes": None}]}],
     "cannot read image": [OURS | {"confounding": "none.png"}, OURS | {"supporting": "half.png"}],
     "1 images, a pair needs two": [RELEASED | {"images": ["0.png"]}],
     "not UTF-8 text": ['{"id": "\\ud800", "problem": "x"}'],
@@ -291,17 +325,21 @@ def test_a_bad_pair_is_one_line_and_is_counted(folder, capsys, reason):
 def test_rows_of_the_released_loaders(folder, capsys):
     """Ordinary rows are left out and counted; A names the first image; the agentic order stays as it is."""
     ordinary = {"problem": "<image> how many ?", "answer": "3", "images": ["0.png"]}
-    choice_ = ordinary | {"problem": "<image> Which angle ? A. 1 B. 2", "answer": "A"}           # a letter, and no pair
-    file = write(folder / "mixed.jsonl", RELEASED, ordinary, RELEASED | {"answer": "B"}, ordinary | {"images": []},
+    # a letter, and no pair
+    choice_ = ordinary | {"problem": "<image> Which angle ? A. 1 B. 2", "answer": "A"}
+    file = write(folder / "mixed.jsonl", RELEASED, ordinary, RELEASED | {"answer": "B"},
+                 ordinary | {"images": []},
                  AGENTIC | {"id": None}, "", OURS, choice_)
     found = {Path(p.id).name: p for p in load_pairs(file, seed=1)}
     assert "0 bad rows and 3 ordinary ones skipped, 4 pairs read" in capsys.readouterr().err
     said = RELEASED | {"problem": RELEASED["problem"] + "\nOutput A or B directly. "}
-    assert as_query(load_pairs(write(folder / "said.jsonl", said))[0]).question.count("Output A or B directly.") == 1
+    query = query_of_pair(load_pairs(write(folder / "said.jsonl", said))[0])
+    assert query.question.count("Output A or B directly.") == 1
     first, second = found["mixed.jsonl:1"], found["mixed.jsonl:3"]
     assert Path(first.supporting).name == "0.png" and Path(second.supporting).name == "1.png"
-    assert as_query(first).question == RELEASED["problem"] + "\nOutput A or B directly."
-    assert found["mixed.jsonl:5"].letter == "B" and as_query(found["mixed.jsonl:5"]).question == AGENTIC["prompt"]
+    assert query_of_pair(first).question == RELEASED["problem"] + "\nOutput A or B directly."
+    agentic = found["mixed.jsonl:5"]
+    assert agentic.letter == "B" and query_of_pair(agentic).question == AGENTIC["prompt"]
     assert Counter(p.letter for p in found.values() if p.kind != "prompt")["A"] in (1, 2)
 
 
@@ -333,7 +371,8 @@ def test_a_data_set_of_the_hub_is_streamed_with_encoded_images(folder, monkeypat
     datasets.Dataset.from_list(rows, features=features).to_parquet(folder / "hub.parquet")
     load = datasets.load_dataset
     monkeypatch.setattr(datasets, "load_dataset", lambda name, split, streaming: load(
-        "parquet", data_files=str(folder / "hub.parquet"), split=split, streaming=streaming, features=features))
+        "parquet", data_files=str(folder / "hub.parquet"), split=split, streaming=streaming,
+        features=features))
     found = load_pairs("someone/pairs")
     assert [p.id for p in found] == ["someone/pairs:0", "someone/pairs:1"]
     assert found[0].supporting == (folder / "0.png").read_bytes()
@@ -361,9 +400,10 @@ def test_what_is_saved_is_read_again(folder, few):
         few[0].supporting, few[0].confounding]
 
 
-@given(st.dictionaries(st.sampled_from(["id", "question", "answer", "supporting", "confounding", "kind", "prompt",
-                                        "problem", "images", "correct_answer"]),
-                       st.none() | st.text(max_size=5) | st.integers() | st.lists(st.none() | st.text(max_size=3))))
+@given(st.dictionaries(
+    st.sampled_from(["id", "question", "answer", "supporting", "confounding", "kind", "prompt", "problem",
+                     "images", "correct_answer"]),
+    st.none() | st.text(max_size=5) | st.integers() | st.lists(st.none() | st.text(max_size=3))))
 @settings(max_examples=300, deadline=None)
 def test_any_row_is_a_pair_or_a_data_error(row):
     try:
@@ -371,42 +411,41 @@ def test_any_row_is_a_pair_or_a_data_error(row):
     except DataError as error:
         assert "\n" not in str(error)
     else:
-        as_query(pair)
-
-
-def command(*arguments, name: str = "pairs.py") -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(ROOT / name), *map(str, arguments)], cwd=ROOT, env=ALONE, timeout=120,
-                          capture_output=True, text=True)
+        query_of_pair(pair)
 
 
 # ------------------------------------------------------------------------------------------------- whole runs
 
 def test_a_step_asks_for_its_own_pairs_and_pays_the_supporting_one(few):
-    """What contextrl.py hands to the trainer: the right letters, other pairs in every step, shares of the ranks."""
+    """What contextrl.py hands to the trainer: the right letters, other pairs in every step,
+    shares of the ranks."""
     processor = Processor(MODEL)
-    config = contextrl.read_config("--context_pairs toy --context_batch 3 --minibatches 2 --seed 5".split())
+    config = contextrl.read_config(["--context_pairs", "toy", "--context_batch", "3", "--minibatches", "2",
+                                    "--seed", "5"])
 
     def asked(step: int, rank: int = 0, world: int = 1) -> list:
-        return contextrl.context_choices(few, step, config, processor, rank, world)
+        run = SimpleNamespace(step=step - 1, rank=rank, world=world)
+        return contextrl.auxiliary(SimpleNamespace(config=config, run=run, pairs=few,
+                                                   processor=processor)).rows
 
-    letter_of_id = {i: letter for letter, ids in processor.option_ids().items() for i in ids}
+    letter_of_id = {i: letter for letter, ids in option_ids(processor).items() for i in ids}
     seen = []
     for row in asked(1) + asked(2):
-        pair = next(p for p in few if as_query(p).images == row.prompt.images)
+        pair = next(p for p in few if query_of_pair(p).images == row.prompt.images)
         assert {letter_of_id[m.ids[0]]: m.reward for m in row.members} == {
-            pair.letter: 1.0, turned(pair).letter: 0.0}
-        assert row.prompt.ids == processor.prompt(as_query(pair)).ids
+            pair.letter: 1.0, swap_options(pair).letter: 0.0}
+        assert row.prompt.ids == processor.prompt(query_of_pair(pair)).ids
         seen.append(pair.id)
-    assert len(seen) == 12 and len(set(seen)) == 10 and len(set(seen[:10])) == 10       # an epoch, then the next one
+    # an epoch, then the next one
+    assert len(seen) == 12 and len(set(seen)) == 10 and len(set(seen[:10])) == 10
     shares = [asked(1, rank, 2) for rank in (0, 1)]
     assert [r.prompt.ids for r in asked(1)] == [r.prompt.ids for both in zip(*shares) for r in both]
-    assert contextrl.context_choices([], 1, config, processor, 0, 1) == []
+    assert contextrl.auxiliary(SimpleNamespace(pairs=[])) is None
 
 
 def test_pairs_are_shared_out_among_the_optimiser_steps(processor, few):
     policy = Policy(MODEL, Processor(MODEL), reference=False)
-    rows = choices(few, policy.processor)
-    found = policy.update([], 1, UpdateSettings(minibatches=2, context_weight=0.5), rows)
+    found = policy.update([], 1, UpdateSettings(minibatches=2), auxiliary_loss(few, 0.5, policy.processor))
     assert found["context/pairs"] == 10 and found["context/grad_norm_without"] == 0.0 < found["grad_norm"]
     assert 0.0 <= found["context/hopeless_share"] <= 1.0
     assert "context/pairs" not in policy.update([], 2, UpdateSettings())
@@ -415,16 +454,17 @@ def test_pairs_are_shared_out_among_the_optimiser_steps(processor, few):
 def test_pairs_that_this_model_cannot_be_asked_are_named_and_counted(processor, few, capsys):
     bad = [ContextPair("turn", "which ?", "x", "<|im_end|> hello", "y", "text"),
            ContextPair("long", "which ?", "x", "red " * 300, "y", "text")]
-    assert pairs.usable([few[0], *bad], processor, longest=200) == [few[0]]
+    assert drop_unaskable([few[0], *bad], processor, longest=200) == [few[0]]
     lines = capsys.readouterr().err.splitlines()
     assert "special token <|im_end|>" in lines[0] and "tokens, more than 200" in lines[1]
     assert lines[2] == "2 context pairs skipped, 1 kept" and len(lines) == 3
     with pytest.raises(DataError, match="no usable context pair"):
-        pairs.usable(bad, processor, longest=200)
+        drop_unaskable(bad, processor, longest=200)
 
 
 def test_a_run_with_context_pairs_resumes_bit_for_bit(world, tmp_path):
-    given_ = {"context_pairs": "toy", "context_weight": 0.5, "context_batch": 4, "minibatches": 2, "save_every": 1}
+    given_ = {"context_pairs": "toy", "context_weight": 0.5, "context_batch": 4, "minibatches": 2,
+              "save_every": 1}
     whole = train(world / "train.jsonl", tmp_path / "whole", steps=3, **given_)
     rows = metrics(whole)
     assert all(0 <= row["context/accuracy"] <= 1 and row["context/loss"] > 0 for row in rows[1:])
@@ -441,9 +481,9 @@ def test_a_run_with_context_pairs_resumes_bit_for_bit(world, tmp_path):
 @pytest.mark.parametrize("method", ["grpo", "sft"])
 def test_pairs_as_ordinary_queries(world, tmp_path, method, few):
     """The control: no auxiliary loss, pairs among the queries, judged by their letter alone."""
-    save_pairs(few, tmp_path / "pairs.jsonl")
-    run = train(world / "train.jsonl", tmp_path / "run", steps=3, method=method, context_pairs=tmp_path / "pairs.jsonl",
-                context_as_data=True, queries_per_step=16)
+    data = tmp_path / "data.jsonl"
+    save_queries([*load_queries(world / "train.jsonl"), *map(query_of_pair, few)], data)
+    run = train(data, tmp_path / "run", steps=3, method=method, queries_per_step=16)
     assert "context/loss" not in metrics(run)[1]
     if method == "grpo":
         rows = [r for r in json_rows(run / "rollouts.jsonl") if r["family"] == "context"]
@@ -452,18 +492,34 @@ def test_pairs_as_ordinary_queries(world, tmp_path, method, few):
 
 
 def test_every_verifier_judges_a_pair_by_its_letter(few):
-    query = as_query(replace(few[0], letter="B"))
+    query = query_of_pair(replace(few[0], letter="B"))
     never = Verifier(lambda messages: pytest.fail("the judge was asked"))
-    for verifier in (toy.ToyVerifier(), toy.ToyVerifier("none"), RuleVerifier(), never):
-        assert [v.correct for v in verifier.judge([query] * 3, ["B", "A", "the answer is B"])] == [True, False, True]
+    for verifier in (RuleFirst(toy.ToyVerifier()), RuleFirst(toy.ToyVerifier("none")), RuleVerifier(),
+                     RuleFirst(never)):
+        texts = ["B", "A", "the answer is B"]
+        assert [v.correct for v in verifier.judge([query] * 3, texts)] == [True, False, True]
+        assert [verifier.judge_one(query, text).correct for text in texts] == [True, False, True]
+
+
+def test_only_pairs_are_judged_by_their_letter(few):
+    """Among other queries, in any order; the judge is asked for the others,
+    and its counts are those of the run."""
+    pair, other = query_of_pair(replace(few[0], letter="B")), toy.make_query("ordinary", 0, "train", "half")
+    judge = toy.ToyVerifier()
+    asked = [(pair, "A"), (other, other.solution), (pair, "B"), (other, "B"), (other, "nonsense")]
+    verdicts = RuleFirst(judge).judge([query for query, _ in asked], [text for _, text in asked])
+    assert [v.correct for v in verdicts] == [False, True, True, False, False]
+    assert [v.report for v in verdicts[1::2] + verdicts[4:]] == [
+        judge.judge_one(query, text).report for query, text in asked[1::2] + asked[4:]]
+    assert RuleFirst(judge).metrics() == judge.metrics()
 
 
 def test_bad_settings_are_one_line(world, tmp_path, folder):
-    cases = {("--context_as_data",): "--context_as_data needs --context_pairs",
-             ("--context_pairs", "toy", "--context_limit", "0"): "--context_limit must be above 0, not 0.0",
-             ("--context_pairs", "toy", "--context_batch", "0"): "--context_batch must be at least 1, not 0",
-             ("--context_pairs", "toy", "--context_weight", "-1"): "--context_weight must be at least 0, not -1.0",
-             ("--context_pairs", "toy", "--rollout_only"): "--rollout_only trains nothing: no --context_pairs",
+    cases = {("--context_pairs", "toy", "--context_batch", "0"): "--context_batch must be at least 1, not 0",
+             ("--context_pairs", "toy", "--context_weight", "-1"):
+                 "--context_weight must be at least 0, not -1.0",
+             ("--context_pairs", "toy", "--rollout_only"):
+                 "--rollout_only trains nothing: no --context_pairs",
              ("--context_pairs", str(folder / "none.jsonl")): f"data file not found: {folder}/none.jsonl"}
     for flags, line in cases.items():
         done = command("--output_dir", tmp_path / "run", *flags, name="contextrl.py")
@@ -471,49 +527,55 @@ def test_bad_settings_are_one_line(world, tmp_path, folder):
         assert not (tmp_path / "run").exists()
 
 
-# ------------------------------------------------------------------------------------------------------- probe
+# ------------------------------------------------------------------------------------------------------ probe
 
 def test_selection_by_hand():
     def record(name, letter, chosen):
         return {"id": name, "letter": letter, "chosen": chosen, "margin": 1.0 if letter == chosen else -1.0}
 
     always_a = [record(f"p{i}", letter, "A") for i in range(50) for letter in "AB"]
-    found = evaluation.selection(always_a)
-    assert (found["accuracy"], found["accuracy_A"], found["accuracy_B"], found["bias"]) == (0.5, 1.0, 0.0, 0.5)
+    found = selection_accuracy(always_a)
+    assert (found["accuracy"], found["accuracy_A"], found["accuracy_B"], found["bias"]) == (
+        0.5, 1.0, 0.0, 0.5)
     assert found["right_in_both_orders"] == 0.0 and found["interval"] == [0.5, 0.5] and found["margin"] == 0.0
     knows = [record(f"p{i}", letter, letter if i < 40 else "A") for i in range(50) for letter in "AB"]
-    found = evaluation.selection(knows)
+    found = selection_accuracy(knows)
     assert found["accuracy"] == 0.9 and found["right_in_both_orders"] == 0.8
     assert found["bias"] == pytest.approx(0.1)
     assert 0.8 < found["interval"][0] < 0.9 < found["interval"][1] < 1.0
-    uneven = evaluation.selection([record(f"p{i}", "A" if i < 6 else "B", "A" if i < 6 else "B") for i in range(8)])
-    assert uneven["accuracy"] == 1.0 and uneven["bias"] == 0.0               # fixed orders, mostly A: not its bias
-    fixed = evaluation.selection([record("p", "A", "A")])
+    uneven = selection_accuracy([record(f"p{i}", "A" if i < 6 else "B", "A" if i < 6 else "B")
+                                 for i in range(8)])
+    assert uneven["accuracy"] == 1.0 and uneven["bias"] == 0.0          # fixed orders, mostly A: not its bias
+    fixed = selection_accuracy([record("p", "A", "A")])
     assert fixed["bias"] is None
-    assert fixed["pairs_in_both_orders"] == 0 and fixed["right_in_both_orders"] is None and fixed["accuracy_B"] is None
+    assert fixed["pairs_in_both_orders"] == 0
+    assert fixed["right_in_both_orders"] is None and fixed["accuracy_B"] is None
 
 
 def test_the_probe_asks_in_both_orders_and_in_one_where_it_is_fixed(checkpoint, processor, few):
     policy = double(checkpoint, processor)
     fixed = ContextPair("fixed", "", "", "", "", "prompt", "A: red. B: blue. Which ?", "B")
-    records = evaluation.probe(policy, [*few[:3], fixed], batch_size=2)
+    records = probe_pairs(policy, [*few[:3], fixed], batch_size=2)
     assert [(r["id"], r["letter"]) for r in records] == [
-        (p.id, p.letter) for pair in few[:3] for p in (pair, turned(pair))] + [("fixed", "B")]
-    for record, pair in zip(records, [p for pair in few[:3] for p in (pair, turned(pair))] + [fixed], strict=True):
-        right, wrong = policy.margins(choices([pair], processor))
+        (p.id, p.letter) for pair in few[:3] for p in (pair, swap_options(pair))] + [("fixed", "B")]
+    asked = [*(p for pair in few[:3] for p in (pair, swap_options(pair))), fixed]
+    for record, pair in zip(records, asked, strict=True):
+        right, wrong = margins(policy, choices([pair], processor))
         assert record["margin"] == pytest.approx((right - wrong).item())
-        assert record["chosen"] == (pair.letter if record["margin"] > 0 else turned(pair).letter)
+        assert record["chosen"] == (pair.letter if record["margin"] > 0 else swap_options(pair).letter)
 
 
 def test_the_probe_on_the_command_line(tmp_path, few):
     save_pairs(few, tmp_path / "pairs.jsonl")
-    done = command("probe", "--pairs", tmp_path / "pairs.jsonl", "--out", tmp_path / "o" / "probe.json", name="eval.py")
+    done = command("--pairs", tmp_path / "pairs.jsonl", "--out", tmp_path / "o" / "probe.json",
+                   name="context_pairs.probe")
     assert done.returncode == 0 and done.stdout.startswith("selection accuracy 0."), done.stderr
     found = json.loads((tmp_path / "o" / "probe.json").read_text())
     assert found["pairs"] == 10 and len(found["records"]) == 20
-    for wrong, line in ((["--model", tmp_path], "error: cannot load model"), (["--pairs", "no.jsonl"], "error: data"),
+    for wrong, line in ((["--model", tmp_path], "error: cannot load model"),
+                        (["--pairs", "no.jsonl"], "error: data"),
                         (["--batch_size", 0], "error: --batch_size"), (["--out", tmp_path], "error: --out")):
-        done = command("probe", *wrong, name="eval.py")
+        done = command(*wrong, name="context_pairs.probe")
         assert done.returncode == 2 and done.stderr.startswith(line) and done.stderr.count("\n") == 1
 
 

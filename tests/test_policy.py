@@ -1,7 +1,9 @@
-"""policy.py: a group in one row is every (prompt, response) alone; a gradient is the same however it is computed.
+"""policy.py: a group in one row is every (prompt, response) alone;
+a gradient is the same however it is computed.
 
-Guards against: siblings that see each other, positions that go on behind a sibling, sums divided twice over ranks or
-micro-batches, the stage-2 log-prob trap, a resume that is not exact, an update without anything to learn from.
+Guards against: siblings that see each other, positions that go on behind a sibling, sums divided twice over
+ranks or micro-batches, the stage-2 log-prob trap, a resume that is not exact, an update without anything to
+learn from.
 """
 
 import copy
@@ -16,63 +18,20 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from conftest import response_logprobs
+from helpers import SHAPES, assert_same, double, gradients, make_rows, online
 from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save_file
 
 import grpo
 import toy
-from conftest import response_logprobs
-from data import Processor, Query
+from data import Processor
 from grpo import GroupKind, Member
 from policy import Policy, Row, UpdateSettings, micro_batches
 from sampler import HFEngine, Request
+from training.checkpoint import load_checkpoint, save_checkpoint
 
-# Shapes of groups: picture sizes, then the lengths of the responses (a length of 1 gives the row no input at all).
-SHAPES = [([(96, 96)], [3, 7, 1, 12, 5, 2, 9, 4]), ([], [5, 1]), ([(70, 131), (40, 33)], [1] * 3 + [6] * 13),
-          ([(64, 200)], [17])]
-
-
-def make_rows(processor, picture, shapes=SHAPES, seed: int = 0) -> list[Row]:
-    """Random responses with random advantages; every third member is rolled back (its engine log-probs are odd)."""
-    rng = random.Random(seed)
-    words = [i for i in range(600) if i not in processor.forbidden_ids]
-    rows = []
-    for r, (sizes, lengths) in enumerate(shapes):
-        prompt = processor.prompt(Query("q", [picture(w, h, 10 * r + i) for i, (w, h) in enumerate(sizes)],
-                                        "how many red ?" + " plus" * r, "-", "-"))
-        rows.append(Row(prompt, [
-            Member(rng.choices(words, k=n), [rng.uniform(-9, -5) for _ in range(n)], 0.0, k % 3 == 2, rng.gauss(0, 1))
-            for k, n in enumerate(lengths)]))
-    return rows
-
-
-def online(*rows: Row) -> list[grpo.Group]:
-    return [grpo.Group(row.prompt, row.members, GroupKind.ONLINE) for row in rows]
-
-
-def double(checkpoint, processor, perturbed: bool = False, checkpointing: bool = False) -> Policy:
-    policy = Policy(checkpoint, processor, reference=perturbed, dtype=torch.float64,
-                    gradient_checkpointing=checkpointing)
-    if perturbed:
-        generator = torch.Generator().manual_seed(1)
-        for p in policy.reference.model.parameters():
-            p.add_(0.2 * p.std() * torch.randn(p.shape, generator=generator, dtype=p.dtype))
-    return policy
-
-
-def gradients(policy) -> dict[str, torch.Tensor]:
-    return {name: p.grad.clone() for name, p in policy.model.named_parameters()}
-
-
-def assert_same(a: dict, b: dict, relative: float) -> None:
-    """Equal up to `relative` times the largest entry of each tensor's gradient."""
-    assert a.keys() == b.keys()
-    for name in a:
-        scale = b[name].abs().max()
-        assert (a[name] - b[name]).abs().max() <= relative * scale + 1e-12, name
-
-
-# --------------------------------------------------------------------------------------------- one row, one group
+# ----------------------------------------------------------------------------------------- one row, one group
 
 def test_packed_rows_equal_every_prompt_and_response_alone(checkpoint, processor, picture):
     policy, rows = double(checkpoint, processor), make_rows(processor, picture)
@@ -92,7 +51,8 @@ def test_packed_rows_equal_every_prompt_and_response_alone(checkpoint, processor
 
 
 @pytest.mark.parametrize("dtype, digits", [(torch.float32, 1e-6), (torch.float64, 1e-12)])
-def test_fused_log_probs_train_like_those_of_the_definition(checkpoint, processor, picture, monkeypatch, dtype, digits):
+def test_fused_log_probs_train_like_those_of_the_definition(checkpoint, processor, picture,
+                                                            monkeypatch, dtype, digits):
     found = []
     monkeypatch.setattr(grpo, "CHUNK_ROWS", [50] * 2)
     for function in (grpo.token_logprob, partial(grpo.token_logprob, keep_bytes=0),
@@ -119,7 +79,7 @@ def test_micro_batches_keep_every_member_once_and_the_budget(processor, picture)
     assert len(micro_batches(rows, 1)) == 8 + 2 + 16 + 1 and len(micro_batches(rows, 4096)) == 1
 
 
-# --------------------------------------------------------------------------------------- one gradient, many ways
+# ------------------------------------------------------------------------------------ one gradient, many ways
 
 @pytest.mark.parametrize("kl", [False, True], ids=["no KL", "KL"])
 @pytest.mark.parametrize("token_mean", [False, True], ids=["response mean", "token mean"])
@@ -128,7 +88,8 @@ def test_the_gradient_does_not_depend_on_micro_batches(checkpoint, processor, pi
     found = []
     for budget in (4096, 200, 64):
         sums = {}
-        settings = UpdateSettings(token_mean=token_mean, kl_coef=0.3 if kl else 0.0, micro_batch_tokens=budget)
+        settings = UpdateSettings(token_mean=token_mean, kl_coef=0.3 if kl else 0.0,
+                                  micro_batch_tokens=budget)
         policy.gradient(rows, settings, sums=sums)
         found.append((gradients(policy), sums))
     for other, sums in found[1:]:
@@ -137,7 +98,8 @@ def test_the_gradient_does_not_depend_on_micro_batches(checkpoint, processor, pi
 
 
 def test_the_gradient_is_the_mean_by_its_definition(checkpoint, processor, picture):
-    """-1/M Σ_m 1/|y_m| Σ_t c_t A_m ∇logp_t + β KL, or 1/Σ|y_m| in front for the token mean; nothing clipped: ρ = 1."""
+    """-1/M Σ_m 1/|y_m| Σ_t c_t A_m ∇logp_t + β KL, or 1/Σ|y_m| in front for the token mean; nothing clipped:
+    ρ = 1."""
     policy, rows = double(checkpoint, processor, perturbed=True), make_rows(processor, picture, SHAPES[:2])
     members = [(row.prompt, m) for row in rows for m in row.members]
     for token_mean, selective in ((False, True), (True, False)):
@@ -150,7 +112,8 @@ def test_the_gradient_is_the_mean_by_its_definition(checkpoint, processor, pictu
             correction = 1.0 if m.rolled_back else gap.exp().clamp(max=2.0)         # cap 2
             k3 = (ref - logp).exp() - (ref - logp) - 1
             pays = 0.0 if m.rolled_back and selective else 0.3
-            terms.append((-correction * m.advantage * logp + pays * k3).sum() / (1 if token_mean else len(m.ids)))
+            length = 1 if token_mean else len(m.ids)
+            terms.append((-correction * m.advantage * logp + pays * k3).sum() / length)
         policy.optimizer.zero_grad()
         (sum(terms) / (sum(len(m.ids) for _, m in members) if token_mean else len(members))).backward()
         assert_same(got, gradients(policy), 3e-5)
@@ -160,7 +123,7 @@ def sharded(rank: int, folder: str, checkpoint: str, images: list) -> None:
     """One of two sharded processes.  Rows differ in pictures and lengths, and one has no picture at all."""
     torch.set_num_threads(1)
     grpo.CHUNK_ROWS = [7, 7]                                  # one process takes all log-probs at once
-    grpo.token_logprob = partial(grpo.token_logprob, keep_bytes=7 * 1000 * 8)             # and keeps all, these do not
+    grpo.token_logprob = partial(grpo.token_logprob, keep_bytes=7 * 1000 * 8)    # and keeps all, these do not
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     processor = Processor(checkpoint)
 
@@ -168,14 +131,17 @@ def sharded(rank: int, folder: str, checkpoint: str, images: list) -> None:
         save_file({k: getattr(v, "full_tensor", lambda v=v: v)() for k, v in tensors.items()},
                   f"{folder}/{name}-{rank}.safetensors")
 
-    policy, rows = double(checkpoint, processor, perturbed=False), make_rows(processor, lambda w, h, seed: images[seed])
-    assert all(p.to_local().shape[0] <= (p.shape[0] + 1) // 2 for p in policy.model.parameters())      # really shards
+    policy = double(checkpoint, processor, perturbed=False)
+    rows = make_rows(processor, lambda w, h, seed: images[seed])
+    # really shards
+    assert all(p.to_local().shape[0] <= (p.shape[0] + 1) // 2 for p in policy.model.parameters())
     with pytest.raises(ValueError, match="token_logprob needs whole tensors"):
-        grpo.token_logprob(torch.zeros(1, 64).double(), policy.model.lm_head.weight, torch.zeros(1, dtype=torch.long))
+        grpo.token_logprob(torch.zeros(1, 64).double(), policy.model.lm_head.weight,
+                           torch.zeros(1, dtype=torch.long))
     for token_mean in (False, True):
         policy.gradient(rows, UpdateSettings(token_mean=token_mean, micro_batch_tokens=200))
         save(f"all-{token_mean}", gradients(policy))
-    policy.gradient(rows[1:2], UpdateSettings())              # the row without picture, and nothing for one rank
+    policy.gradient(rows[1:2], UpdateSettings())           # the row without picture, and nothing for one rank
     save("text", gradients(policy))
 
     policy = double(checkpoint, processor, checkpointing=True)
@@ -184,24 +150,26 @@ def sharded(rank: int, folder: str, checkpoint: str, images: list) -> None:
         metrics = policy.update(online(*sampled[step % 2]), step, UpdateSettings(minibatches=2))
         save(f"metrics-{step}", {k: torch.tensor(v, dtype=torch.float64) for k, v in metrics.items()})
         if step == 2:
-            policy.save(Path(folder))
+            save_checkpoint(policy, Path(folder))
     save("weights", dict(policy.weights()))
 
     frozen = Policy(checkpoint, processor, freeze_vision=True, compute_dtype=torch.bfloat16)
     before = {name: p.full_tensor() for name, p in frozen.model.named_parameters()}
     metrics = frozen.update(online(*rows), 2, UpdateSettings())
-    assert metrics["kl_before_update"] == 0 and metrics["kl"] == 0        # bf16 policy and bf16 reference are one model
+    # bf16 policy and bf16 reference are one model
+    assert metrics["kl_before_update"] == 0 and metrics["kl"] == 0
     (Path(folder) / "bf16").mkdir(exist_ok=True)
-    frozen.save(Path(folder) / "bf16")
+    save_checkpoint(frozen, Path(folder) / "bf16")
     engine = frozen.whole_copy()
     assert engine.dtype == torch.bfloat16 and all(b.dtype == torch.float32 for b in engine.buffers())
     for name, p in frozen.model.named_parameters():
-        assert p.dtype == torch.float32 and torch.equal(p.full_tensor(), before[name]) == ("visual" in name), name
+        assert p.dtype == torch.float32, name
+        assert torch.equal(p.full_tensor(), before[name]) == ("visual" in name), name
 
 
 def run_rank(*arguments) -> None:
     sharded(*arguments)
-    gc.collect()                       # gloo aborts the process if a group goes while a sharded model still holds it
+    gc.collect()                # gloo aborts the process if a group goes while a sharded model still holds it
     dist.destroy_process_group()
 
 
@@ -222,7 +190,7 @@ def test_two_sharded_ranks_equal_one_process(checkpoint, processor, picture, tmp
         orders = {1: [rows[1], rows[2], rows[3]], 0: [rows[0], rows[1], rows[2], rows[3]]}
         for step in (1, 2, 3):
             one[step] = policy.update(online(*orders[step % 2]), step, UpdateSettings(minibatches=2))
-        for _ in range(2):                                   # join() comes back when the first of them has ended
+        for _ in range(2):                                # join() comes back when the first of them has ended
             if ranks.join(timeout=100):
                 break
     finally:
@@ -232,7 +200,7 @@ def test_two_sharded_ranks_equal_one_process(checkpoint, processor, picture, tmp
     for rank in (0, 1):
         for name, gradient in expected.items():
             assert_same(load_file(tmp_path / f"{name}-{rank}.safetensors"), gradient, 1e-6)
-        for step in (1, 2, 3):                                # all ranks report the same numbers, those of one process
+        for step in (1, 2, 3):                       # all ranks report the same numbers, those of one process
             two = {k: v.item() for k, v in load_file(tmp_path / f"metrics-{step}-{rank}.safetensors").items()}
             assert two == pytest.approx(one[step], rel=1e-5, abs=1e-9)
         weights = load_file(tmp_path / f"weights-{rank}.safetensors")
@@ -247,8 +215,9 @@ def test_two_sharded_ranks_equal_one_process(checkpoint, processor, picture, tmp
 
     # Two ranks wrote the checkpoint, one goes on from it.
     resumed = double(checkpoint, processor)
-    resumed.load(tmp_path)
-    assert resumed.update(online(*orders[1]), 3, UpdateSettings(minibatches=2)) == pytest.approx(one[3], rel=1e-5)
+    load_checkpoint(resumed, tmp_path)
+    assert resumed.update(online(*orders[1]), 3, UpdateSettings(minibatches=2)) == pytest.approx(
+        one[3], rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["packed", "checkpointed"])
@@ -269,23 +238,26 @@ def test_rows_end_to_end_equal_rows_apart(checkpoint, processor, picture, kind):
 def test_the_block_mask_is_the_dense_mask(checkpoint, processor, picture):
     """FlexAttention (forward pass only, on a CPU) with the mask that a GPU uses, against the dense one."""
     rows = make_rows(processor, picture)
-    dense, flex = Policy(checkpoint, processor, reference=False), Policy(checkpoint, processor, reference=False,
-                                                                         attention="flex")
+    dense = Policy(checkpoint, processor, reference=False)
+    flex = Policy(checkpoint, processor, reference=False, attention="flex")
     with torch.no_grad():
         arguments, where, targets = flex.pack(rows)
         assert arguments["input_ids"].shape[0] == 1 and arguments["input_ids"].shape[1] % 128 == 0
-        torch.testing.assert_close(flex.scorer(arguments, where, targets)[0], dense.logprobs(dense.pack(rows))[0],
+        torch.testing.assert_close(flex.scorer(arguments, where, targets)[0],
+                                   dense.logprobs(dense.pack(rows))[0],
                                    atol=1e-5, rtol=0)
 
 
 def test_rows_are_dealt_evenly(policy, processor, picture):
-    """32 groups of very different lengths: four ranks get as many tokens each as they can, and equally many batches."""
+    """32 groups of very different lengths: four ranks get as many tokens each as they can,
+    and equally many batches."""
     policy.world, policy.sharded = 4, True
     rng = random.Random(0)
-    shapes = [([(32, 32)] if i % 3 else [], [rng.randint(1, 90) for _ in range(rng.randint(8, 16))]) for i in range(32)]
+    shapes = [([(32, 32)] if i % 3 else [], [rng.randint(1, 90) for _ in range(rng.randint(8, 16))])
+              for i in range(32)]
     rows, hands = make_rows(processor, picture, shapes), []
     for policy.rank in range(4):
-        hands.append(policy._deal(rows, 1024))
+        hands.append(policy.shard_micro_batches(rows, 1024))
     members = sorted(id(m) for hand in hands for batch in hand for row in batch for m in row.members)
     assert members == sorted(id(m) for row in rows for m in row.members)
     assert len({len(hand) for hand in hands}) == 1
@@ -294,22 +266,29 @@ def test_rows_are_dealt_evenly(policy, processor, picture):
     assert max(tokens) < 1.1 * min(tokens)
 
 
-# ---------------------------------------------------------------------------------------------------- the method
+# ------------------------------------------------------------------------------------------------- the method
 
 @pytest.mark.parametrize("minibatches", [1, 2])
 def test_the_stage2_logprob_trap(checkpoint, processor, picture, minibatches):
-    """The report made each token e^6 times likelier.  Divided by THAT probability, the lesson's gradient is e^-6."""
-    policy, (row,) = double(checkpoint, processor), make_rows(processor, picture, [([(96, 96)], [5])])
-    logp = response_logprobs(policy.model, row.prompt, row.members[0].ids, processor)
-    row.members = [Member(row.members[0].ids, [v + 6 for v in logp.tolist()], 1.0, True, advantage=1.0)]
+    """The report made each token e^6 times likelier.  Divided by THAT probability,
+    the lesson's gradient is e^-6."""
+    class Trap(Policy):
+        def denominator(self, old_T, engine_T, on_policy_T):
+            return torch.where(on_policy_T, old_T, engine_T)
+
+    row, = make_rows(processor, picture, [([(96, 96)], [5])])
     found = {}
-    for trap in (False, True):
-        settings = UpdateSettings(kl_coef=0.0, stage2_old_logprob=trap, minibatches=minibatches)
+    for trap, kind in ((False, Policy), (True, Trap)):
+        policy = double(checkpoint, processor, kind=kind)
+        logp = response_logprobs(policy.model, row.prompt, row.members[0].ids, processor)
+        row.members = [Member(row.members[0].ids, [v + 6 for v in logp.tolist()], 1.0, True, advantage=1.0)]
+        settings = UpdateSettings(kl_coef=0.0, minibatches=minibatches)
         old = policy._old_logprobs([row], settings) if minibatches > 1 else None
         sums = {}
         policy.gradient([row], settings, old, sums)
         found[trap] = gradients(policy)
-        # What the report added to each token; with the trap the numbers of two prompts are no longer told apart.
+        # What the report added to each token; with the trap the numbers of two prompts are no longer told
+        # apart.
         assert sums["context_gap"] / 5 == pytest.approx(0 if trap else 6, abs=1e-4)
         assert sums["ratio"] / 5 == pytest.approx(math.exp(-6) if trap else 1, rel=1e-4)
     assert_same(found[True], {name: math.exp(-6) * g for name, g in found[False].items()}, 1e-4)
@@ -328,11 +307,14 @@ def test_first_update_of_a_sampled_mixed_group(policy, processor, prompt_of):
     here = response_logprobs(policy.reference.model, prompt, retry[0].ids, processor)
     gap = (torch.tensor(retry[0].logprobs) - here).mean().item()
     assert abs(gap) > 1e-3                                       # the two prompts do differ
-    assert (metrics["ratio"], metrics["kl"], metrics["clipped_share"], metrics["clamped_share"]) == (1, 0, 0, 0)
+    assert (metrics["ratio"], metrics["kl"]) == (1, 0)
+    assert (metrics["clipped_share"], metrics["clamped_share"]) == (0, 0)
     assert metrics["context_gap"] == pytest.approx(gap, abs=1e-4)
     assert metrics["engine_gap_max"] < 1e-5
-    assert metrics["trained_tokens"] == tokens and metrics["rolled_back_token_share"] == pytest.approx(retried / tokens)
-    # Three negatives of advantage -a, one positive of 3a, each a mean over its tokens: the positive weighs 3 of 6.
+    assert metrics["trained_tokens"] == tokens
+    assert metrics["rolled_back_token_share"] == pytest.approx(retried / tokens)
+    # Three negatives of advantage -a, one positive of 3a, each a mean over its tokens:
+    # the positive weighs 3 of 6.
     assert metrics["rolled_back_gradient_share"] == pytest.approx(0.5, rel=1e-5)
     assert metrics["grad_norm"] > 0 and metrics["learning_rate"] == pytest.approx(1e-4 / 3)
     after = response_logprobs(policy.model, prompt, retry[0].ids, processor)
@@ -364,23 +346,25 @@ def test_a_gradient_that_is_no_number_stops_before_the_update(policy, processor,
 
 def test_learning_rate(policy):
     policy.learning_rate, policy.min_lr_ratio, policy.total_steps, policy.warmup_steps = 1e-3, 0.1, 10, 2
-    # Up: 1/2, 2/2.  Down: half-way (4 of 8 steps) cosine 0.5, so 0.1 + 0.9 * 0.5 = 0.55; a quarter: cosine (1 + √½) / 2
-    expected = {1: 5e-4, 2: 1e-3, 4: 1e-3 * (0.1 + 0.9 * (1 + math.sqrt(0.5)) / 2), 6: 5.5e-4, 10: 1e-4, 12: 1e-4}
+    # Up: 1/2, 2/2.  Down: half-way (4 of 8 steps) cosine 0.5, so 0.1 + 0.9 * 0.5 = 0.55; a quarter:
+    # cosine (1 + √½) / 2
+    expected = {1: 5e-4, 2: 1e-3, 4: 1e-3 * (0.1 + 0.9 * (1 + math.sqrt(0.5)) / 2), 6: 5.5e-4,
+                10: 1e-4, 12: 1e-4}
     assert {step: policy.learning_rate_at(step) for step in expected} == pytest.approx(expected)
     policy.warmup_steps = 0
     assert policy.learning_rate_at(5) == pytest.approx(5.5e-4)
 
 
-# --------------------------------------------------------------------------------------------------- checkpoints
+# ------------------------------------------------------------------------------------------------ checkpoints
 
 def test_a_loaded_checkpoint_goes_on_bit_for_bit(policy, checkpoint, processor, picture, tmp_path):
     rows = make_rows(processor, picture)
     for step in (1, 2):
         policy.update(online(rows[step]), step, UpdateSettings())
-    policy.save(tmp_path)
+    save_checkpoint(policy, tmp_path)
     resumed = Policy(checkpoint, processor)
-    resumed.load(tmp_path)
-    for step in (3, 4):                                      # the KL too: the reference is still the start policy
+    load_checkpoint(resumed, tmp_path)
+    for step in (3, 4):                                  # the KL too: the reference is still the start policy
         one, other = (p.update(online(rows[step % 4]), step, UpdateSettings()) for p in (policy, resumed))
         assert one == other and one["kl"] > 0
     for (name, p), q in zip(policy.model.named_parameters(), resumed.model.parameters(), strict=True):
@@ -394,34 +378,36 @@ def test_a_loaded_checkpoint_goes_on_bit_for_bit(policy, checkpoint, processor, 
 
 def test_a_checkpoint_before_the_first_update(policy, tmp_path):
     start = copy.deepcopy(policy.model.state_dict())
-    policy.save(tmp_path)                                    # no state of the optimiser yet
+    save_checkpoint(policy, tmp_path)                                    # no state of the optimiser yet
     policy.model.lm_head.weight.data.zero_()
-    policy.load(tmp_path)
+    load_checkpoint(policy, tmp_path)
     assert all(torch.equal(v, start[k]) for k, v in policy.model.state_dict().items())
 
 
 def test_a_damaged_checkpoint_is_refused(policy, processor, picture, tmp_path):
     file = "trainer/00000-of-00001.safetensors"
     policy.update(online(*make_rows(processor, picture, SHAPES[:1])), 1, UpdateSettings())
-    policy.save(tmp_path)
+    save_checkpoint(policy, tmp_path)
     whole = (tmp_path / file).read_bytes()
     tensors = {k: v for k, v in load(whole).items() if "visual.blocks.0" not in k}
-    (tmp_path / file).unlink()                               # its pages may be in use: it must not shrink in place
+    (tmp_path / file).unlink()                          # its pages may be in use: it must not shrink in place
     (tmp_path / file).write_bytes(whole[:len(whole) // 2])
     with pytest.raises(SafetensorError):
-        policy.load(tmp_path)
+        load_checkpoint(policy, tmp_path)
     save_file(tensors, tmp_path / file)
     with pytest.raises((ValueError, KeyError)):              # else momentum is forgotten and nobody is told
-        policy.load(tmp_path)
+        load_checkpoint(policy, tmp_path)
     (tmp_path / file).rename(tmp_path / "trainer/00000-of-00002.safetensors")
     with pytest.raises(ValueError, match="not all of them"):
-        policy.load(tmp_path)
+        load_checkpoint(policy, tmp_path)
 
 
 def test_sft_with_two_minibatches_is_plain_negative_log_likelihood(processor, checkpoint):
-    """A reference has no engine log-prob: ratio 1 and no clip in the second minibatch too, after the policy moved."""
+    """A reference has no engine log-prob: ratio 1 and no clip in the second minibatch too,
+    after the policy moved."""
     queries = [toy.make_query("ordinary", i, "sft", "canonical") for i in range(6)]
-    groups = [grpo.Group(processor.prompt(q), [Member(processor.encode_response(q.solution), [], 1.0, advantage=1.0)],
+    groups = [grpo.Group(processor.prompt(q),
+                         [Member(processor.encode_response(q.solution), [], 1.0, advantage=1.0)],
                          GroupKind.ONLINE) for q in queries]
     ours, plain = (Policy(str(checkpoint), processor, learning_rate=1e-2, warmup_steps=0, reference=False)
                    for _ in range(2))

@@ -10,9 +10,10 @@ import pytest
 import torch
 from conftest import plain_logits, response_logprobs
 
-from data import Query
+import toy
+from data import Query, retry_message, retry_template
 from policy import Policy
-from sampler import HFEngine, Request, Sample, SampleStatus, is_independent, retry_message, seed_of, stage1, stage2
+from sampler import HFEngine, Request, Rollout, Sample, SampleStatus, resample, sample, seed_of
 
 
 @pytest.fixture
@@ -24,11 +25,13 @@ def engine(policy, processor) -> HFEngine:
 def prompts(prompt_of):
     """Lengths differ by up to 60 tokens, so all but one are left-padded; none, one or two pictures."""
     return [prompt_of("how many red plus blue ?", (96, 96)), prompt_of("describe ?"),
-            prompt_of("is red plus blue plus circle over 6 ?", (70, 131), (200, 131), seed=3), prompt_of("?", (33, 40))]
+            prompt_of("is red plus blue plus circle over 6 ?", (70, 131), (200, 131), seed=3),
+            prompt_of("?", (33, 40))]
 
 
 def requests(prompts) -> list[Request]:
-    return [Request(prompt, [seed_of("test", i, k) for k in range(1 + i)]) for i, prompt in enumerate(prompts)]
+    return [Request(prompt, [seed_of("test", i, k) for k in range(1 + i)])
+            for i, prompt in enumerate(prompts)]
 
 
 # ----------------------------------------------------------------------------------------------- the engine
@@ -37,7 +40,7 @@ def test_a_sample_does_not_depend_on_the_batch_around_it(engine, prompts):
     together = engine.generate(requests(prompts))
     alone = [engine.generate([request])[0] for request in requests(prompts)]
     reversed_order = engine.generate(requests(prompts)[::-1])[::-1]
-    engine.max_rows = 3                                     # 1 + 2, then 3, then 4 rows: three batches instead of one
+    engine.max_rows = 3                             # 1 + 2, then 3, then 4 rows: three batches instead of one
     in_parts = engine.generate(requests(prompts))
     for others in (alone, reversed_order, in_parts):
         for samples, again in zip(together, others, strict=True):
@@ -53,29 +56,31 @@ def test_a_sample_does_not_depend_on_the_batch_around_it(engine, prompts):
 def test_engine_logprobs_are_the_plain_models(policy, processor, prompts, temperature):
     engine = HFEngine(policy.model, processor, temperature, max_new_tokens=9)
     for request, samples in zip(requests(prompts), engine.generate(requests(prompts)), strict=True):
-        for sample in samples:
-            expected = response_logprobs(policy.model, request.prompt, sample.ids, processor, temperature)
-            assert sample.logprobs == pytest.approx(expected.tolist(), abs=1e-5)
+        for drawn in samples:
+            expected = response_logprobs(policy.model, request.prompt, drawn.ids, processor, temperature)
+            assert drawn.logprobs == pytest.approx(expected.tolist(), abs=1e-5)
 
 
 def test_engine_and_trainer_have_one_distribution(policy, processor, prompts):
-    """Ids that may not be sampled have no share in the trainer's log-probs either, however likely they look."""
+    """Ids that may not be sampled have no share in the trainer's log-probs either,
+    however likely they look."""
     from grpo import Member
     from policy import Row
 
     engine = HFEngine(policy.model, processor, max_new_tokens=9)
     samples = engine.generate(requests(prompts))
-    rows = [Row(prompt, [Member(s.ids, s.logprobs, None) for s in part]) for prompt, part in zip(prompts, samples)]
+    rows = [Row(prompt, [Member(s.ids, s.logprobs, None) for s in part])
+            for prompt, part in zip(prompts, samples)]
     trainer = policy.logprobs(policy.pack(rows))[0]
     shown = torch.tensor([v for part in samples for s in part for v in s.logprobs])
     torch.testing.assert_close(shown, trainer, atol=1e-5, rtol=0)
     first = plain_logits(policy.model, prompts[0].ids, prompts[0].images, processor)[-1].softmax(-1)
-    assert first[processor.forbidden_ids].sum() > 1e-3                       # there is something to be left out
+    assert first[processor.forbidden_ids].sum() > 1e-3                     # there is something to be left out
 
 
 def test_forbidden_ids_are_never_sampled(policy, processor, prompts):
-    many = [Request(prompts[0], list(range(60)))]                            # 60 x 9 tokens of an untrained policy
-    with torch.no_grad():             # placeholders become as likely as they can be in an early policy: their rows grow
+    many = [Request(prompts[0], list(range(60)))]                       # 60 x 9 tokens of an untrained policy
+    with torch.no_grad():   # placeholders become as likely as they can be in an early policy: their rows grow
         policy.model.lm_head.weight[processor.forbidden_ids] *= 2
     engine = HFEngine(policy.model, processor, max_new_tokens=9)
     tokens = {t for s in engine.generate(many)[0] for t in s.ids}
@@ -85,8 +90,9 @@ def test_forbidden_ids_are_never_sampled(policy, processor, prompts):
 
 
 def test_greedy_is_deterministic_and_is_what_generate_gives(engine, policy, processor, prompts):
-    first, other_seeds = (engine.generate([Request(p, [seed]) for p in prompts], temperature=0.0) for seed in (1, 2))
-    for prompt, (sample,), (again,) in zip(prompts, first, other_seeds, strict=True):
+    first, other_seeds = (engine.generate([Request(p, [seed]) for p in prompts], temperature=0.0)
+                          for seed in (1, 2))
+    for prompt, (drawn,), (again,) in zip(prompts, first, other_seeds, strict=True):
         ids = torch.tensor([prompt.ids])
         pixels = processor.pixel_batch(prompt.images)
         types = {"mm_token_type_ids": (ids == processor.image_id).long()} if prompt.images else {}
@@ -94,7 +100,7 @@ def test_greedy_is_deterministic_and_is_what_generate_gives(engine, policy, proc
             out = policy.model.eval().generate(
                 input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=9,
                 suppress_tokens=processor.forbidden_ids, pad_token_id=processor.pad_id, **pixels, **types)
-        assert sample.ids == again.ids == out[0, len(prompt.ids):].tolist()
+        assert drawn.ids == again.ids == out[0, len(prompt.ids):].tolist()
 
 
 def test_status_length_and_text(policy, processor, prompts):
@@ -121,13 +127,14 @@ def test_a_prompt_without_room_is_not_sampled(engine, policy, processor, prompts
     asked = requests(prompts)
     found = engine.generate([*asked[:2], Request(over, [1, 2]), *asked[2:]])
     assert found.pop(2) == [Sample([], [], SampleStatus.TOO_LONG, "")] * 2
-    assert [[s.ids for s in part] for part in found] == [[s.ids for s in part] for part in engine.generate(asked)]
+    assert [[s.ids for s in part] for part in found] == [[s.ids for s in part]
+                                                         for part in engine.generate(asked)]
     assert engine.generate([Request(over, [1])])[0][0].status is SampleStatus.TOO_LONG
 
 
 def test_load_weights_copies_what_is_not_shared(engine, policy, checkpoint, processor, prompts):
     own = {name: weight.data_ptr() for name, weight in policy.model.state_dict().items()}
-    engine.load_weights(policy.model.named_parameters())                     # the trainer's own: nothing moves
+    engine.load_weights(policy.model.named_parameters())                    # the trainer's own: nothing moves
     assert own == {name: weight.data_ptr() for name, weight in policy.model.state_dict().items()}
     copy = HFEngine(Policy(checkpoint, processor).model, processor, max_new_tokens=9)
     before = [s.ids for part in copy.generate(requests(prompts)) for s in part]
@@ -143,7 +150,8 @@ def test_load_weights_copies_what_is_not_shared(engine, policy, checkpoint, proc
 
 
 def is_fair(draws: list[int], p: torch.Tensor) -> bool:
-    """Chi-square over the outcomes expected at least 5 times, all others as one: mean df, deviation sqrt(2 df)."""
+    """Chi-square over the outcomes expected at least 5 times, all others as one: mean df,
+    deviation sqrt(2 df)."""
     counts, expected = torch.bincount(torch.tensor(draws), minlength=len(p)), len(draws) * p
     common = expected >= 5
     seen, hoped = (torch.cat([v[common], v[~common].sum()[None]]) for v in (counts, expected))
@@ -155,15 +163,16 @@ def is_fair(draws: list[int], p: torch.Tensor) -> bool:
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_tokens_are_drawn_from_the_softmax(policy, processor, prompts, temperature):
     def p_after(*ids: int) -> torch.Tensor:
-        logits = plain_logits(policy.model, prompts[0].ids + list(ids), prompts[0].images, processor)[-1].detach()
+        logits = plain_logits(policy.model, prompts[0].ids + list(ids), prompts[0].images,
+                              processor)[-1].detach()
         logits[processor.forbidden_ids] = -torch.inf
         return (logits / temperature).softmax(-1)
 
     engine = HFEngine(policy.model, processor, temperature, max_new_tokens=2)
     samples = engine.generate([Request(prompts[0], [seed_of(k) for k in range(4000)])])[0]
     assert is_fair([s.ids[0] for s in samples], p_after())
-    # One number for both tokens of a row would go unseen so far.  Second tokens behind one and the same first token,
-    # in blocks of 50 ids: each block must get its share.
+    # One number for both tokens of a row would go unseen so far.  Second tokens behind one and the same first
+    # token, in blocks of 50 ids: each block must get its share.
     first = p_after().argmax().item()
     p = p_after(first)
     blocks = torch.bincount(torch.arange(len(p)) // 50, p)
@@ -180,18 +189,37 @@ class Watched(HFEngine):
         return super().generate(requests, temperature)
 
 
+def rollouts_of(prompts, names: str) -> list[Rollout]:
+    return [Rollout(Query(name, prompt.images, "?", "-", "-"), prompt, name)
+            for prompt, name in zip(prompts, names, strict=True)]
+
+
+def stage1(engine, prompts, names: str, group_size: int, seed_key: tuple) -> list[list[Sample]]:
+    rollouts = rollouts_of(prompts, names)
+    sample(engine, rollouts, group_size, seed_key)
+    return [rollout.samples_G for rollout in rollouts]
+
+
+def stage2(engine, prompts, names: str, failed_P_G, messages_P_G, seed_key: tuple) -> list[list[Sample]]:
+    rollouts = rollouts_of(prompts, names)
+    for rollout, failed_G in zip(rollouts, failed_P_G, strict=True):
+        rollout.samples_G = failed_G
+    resample(engine, rollouts, messages_P_G, seed_key)
+    return [rollout.retries_G for rollout in rollouts]
+
+
 def test_stage1_asks_k_samples_with_seeds_of_their_own(policy, processor, prompts):
     engine = Watched(policy.model, processor, max_new_tokens=3)
-    samples = stage1(engine, prompts[:2], ["a", "b"], 5, (0, 1))
+    samples = stage1(engine, prompts[:2], "ab", 5, (0, 1))
     assert [len(s) for s in samples] == [5, 5] and all(s.stage == 1 for part in samples for s in part)
     seeds = [seed for request in engine.asked for seed in request.seeds]
     for key in ((0, 2), (1, 1)):                                             # another step, another run
-        stage1(engine, prompts[:2], ["a", "b"], 5, key)
+        stage1(engine, prompts[:2], "ab", 5, key)
         seeds += [seed for request in engine.asked for seed in request.seeds]
-    stage2(engine, processor, prompts[:1], ["a"], [samples[0]], [[""] * 5], (0, 1))
+    stage2(engine, prompts[:1], "a", [samples[0]], [["again"] * 5], (0, 1))
     seeds += [seed for request in engine.asked for seed in request.seeds]
     assert len(seeds) == len(set(seeds)) == 35                               # 3 x 2 x 5 and 5 retries
-    assert [s.ids for s in stage1(engine, prompts[1:2], ["b"], 5, (0, 1))[0]] == [s.ids for s in samples[1]]
+    assert [s.ids for s in stage1(engine, prompts[1:2], "b", 5, (0, 1))[0]] == [s.ids for s in samples[1]]
 
 
 def test_stage2_asks_one_retry_per_negative_with_its_own_report(policy, processor, prompts):
@@ -202,12 +230,14 @@ def test_stage2_asks_one_retry_per_negative_with_its_own_report(policy, processo
         return Sample(ids, [0.0] * len(ids), SampleStatus.COMPLETED, text)
 
     failures = [[failed("red 1"), failed("red 2")], [], [failed("blue 7")]]
-    reports = [["red is not 1 .", ""], [], ["blue is not 7"]]
-    retries = stage2(engine, processor, prompts[:3], ["a", "b", "c"], failures, reports, (0, 1))
+    messages = [[retry_message(report, toy.RETRY_PROMPT) for report in reports]
+                for reports in (["red is not 1", ""], [], ["blue is not 7"])]
+    retries = stage2(engine, prompts[:3], "abc", failures, messages, (0, 1))
     assert [len(r) for r in retries] == [2, 0, 1] and all(r.stage == 2 for part in retries for r in part)
     shown = [processor.tokenizer.decode(request.prompt.ids) for request in engine.asked]
     assert [text.split("assistant\n", 1)[1] for text in shown] == [
-        f"{tried}<|im_end|>\n<|im_start|>user\n{message}<|im_end|>\n<|im_start|>assistant\n" for tried, message in [
+        f"{tried}<|im_end|>\n<|im_start|>user\n{message}<|im_end|>\n<|im_start|>assistant\n"
+        for tried, message in [
             ("red 1", "A reviewer found mistakes : red is not 1 . Solve it again from the start . "
                       "Do not mention the review ."),
             ("red 2", "Your answer is wrong . Solve it again from the start . Do not mention this ."),
@@ -217,22 +247,12 @@ def test_stage2_asks_one_retry_per_negative_with_its_own_report(policy, processo
         assert request.prompt.ids[:len(prompt.ids)] == prompt.ids and request.prompt.images == prompt.images
         assert len(request.seeds) == 1
     expected = response_logprobs(policy.model, engine.asked[2].prompt, retries[2][0].ids, processor)
-    assert retries[2][0].logprobs == pytest.approx(expected.tolist(), abs=1e-5)      # under the prompt with the report
+    # under the prompt with the report
+    assert retries[2][0].logprobs == pytest.approx(expected.tolist(), abs=1e-5)
 
 
 def test_a_report_is_put_into_the_message_as_it_is():
-    assert retry_message("{red} is not {0} ...").startswith("A reviewer found mistakes : {red} is not {0} . Solve")
-
-
-@pytest.mark.parametrize("text, independent", [
-    ("red 3 ; blue 2 ; plus 5 ; \\boxed{5}", True),
-    ("The picture shows three red shapes, so the answer is \\boxed{3}.", True),
-    ("", True),
-    ("my EARLIER answer was wrong ; red 3", False),
-    ("As the reviewer says, red is 3", False),
-    ("According to the report, step 1 was wrong", False),
-    ("In my previous attempt I took dax for circle", False),
-    ("You pointed out a mistake. red 3", False),
-])
-def test_independence(text, independent):
-    assert is_independent(text) is independent
+    report = "{red} is not {0} {report} ..."
+    assert f" : {report} . Solve it again" in retry_message(report, toy.RETRY_PROMPT)
+    assert f":\n\n{report}\n\nSolve the problem again" in retry_message(f"\n{report} ", retry_template())
+    assert "report" not in retry_message("", retry_template())

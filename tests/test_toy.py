@@ -1,7 +1,8 @@
-"""toy.py: the exact verifier is exact, its reports give nothing away, and the world is what its docstring says.
+"""toy/: the exact verifier is exact, its reports give nothing away,
+and the world is what its docstring says.
 
-Guards against: lucky answers that pass at level solution, references that fail, hints in reports, queries that differ
-between runs or machines.
+Guards against: lucky answers that pass at level solution, references that fail, hints in reports, queries
+that differ between runs or machines.
 """
 
 import io
@@ -15,17 +16,15 @@ import pytest
 from PIL import Image
 
 import toy
-from toy import warm_start
-from data import load_queries
+from data import Query, load_queries
 from reward import report_leaks
-from toy import HIDDEN, MISCONCEPTION, Problem, ToyVerifier, draw_problem, make_query, solve
-from toy.warm_start import slip
+from toy import HIDDEN, MISCONCEPTION, Problem, ToyVerifier, draw_problem, make_query, solve, warm_start
 
 RED, BLUE = ("red", "circle"), ("blue", "square")
 SCENE = (RED, RED, RED, BLUE, BLUE, None, None, None, None)             # 3 red circles, 2 blue squares
 SUM = Problem(SCENE, ["red", "blue"], "plus").facts(HIDDEN)             # 3 + 2 = 5
 OVER = Problem(SCENE, ["red", "blue", "circle"], "plus", 6).facts(HIDDEN)      # 3 + 2 + 3 = 8, over 6: yes
-DAX = Problem(SCENE, ["dax", "blue"], "plus").facts(HIDDEN)             # dax is triangle: 0 + 2 = 2; believed circle: 5
+DAX = Problem(SCENE, ["dax", "blue"], "plus").facts(HIDDEN)   # dax is triangle: 0 + 2 = 2; believed circle: 5
 ZOP = Problem(SCENE, ["red", "blue"], "zop").facts(HIDDEN)              # zop is minus: 1; believed plus: 5
 
 
@@ -37,16 +36,19 @@ def judge(facts: dict, text: str, context: str = "solution"):
 @pytest.mark.parametrize("facts, text", [
     (SUM, "red 3 ; blue 2 ; plus 5 ; \\boxed{5}"), (SUM, "blue 2 ; plus 5 ; red 3 ; \\boxed{5}"),
     (SUM, "red 3 ; plus 5 ; \\boxed{5}"), (SUM, "looks so ; red 3 ; blue 2 ; plus 5 ; \\boxed{5}"),
-    (OVER, "red 3 ; blue 2 ; circle 3 ; plus 8 ; \\boxed{yes}"), (OVER, "circle 3 ; red 3 ; plus 8 ; \\boxed{yes}"),
+    (OVER, "red 3 ; blue 2 ; circle 3 ; plus 8 ; \\boxed{yes}"),
+    (OVER, "circle 3 ; red 3 ; plus 8 ; \\boxed{yes}"),
     (DAX, "triangle 0 ; blue 2 ; plus 2 ; \\boxed{2}"), (ZOP, "red 3 ; blue 2 ; minus 1 ; \\boxed{1}"),
-], ids=["canonical", "other order", "half", "a word of no claim", "three counts", "half of three", "noun", "operator"])
+], ids=["canonical", "other order", "half", "a word of no claim", "three counts", "half of three",
+        "noun", "operator"])
 def test_sound_responses_are_correct_at_every_level(facts, text):
     assert [judge(facts, text, c) for c in ("solution", "answer", "none")] == [(True, True, "")] * 3
 
 
 @pytest.mark.parametrize("facts, text, report", [
     (SUM, "red 3 ; square 2 ; plus 5 ; \\boxed{5}", "step 2 is wrong : square is not asked"),
-    (SUM, "red 4 ; blue 1 ; plus 5 ; \\boxed{5}", "step 1 is wrong : red is not 4 , step 2 is wrong : blue is not 1"),
+    (SUM, "red 4 ; blue 1 ; plus 5 ; \\boxed{5}",
+     "step 1 is wrong : red is not 4 , step 2 is wrong : blue is not 1"),
     (SUM, "looks so ; \\boxed{5}", "no result is shown"), (SUM, "\\boxed{5}", "no result is shown"),
     (SUM, "red 3 ; blue 2 ; max 5 ; \\boxed{5}", "step 3 is wrong : max is not asked"),
     (SUM, "red three ; plus 5 ; \\boxed{5}", "step 1 is wrong : it is not clear"),
@@ -54,7 +56,8 @@ def test_sound_responses_are_correct_at_every_level(facts, text):
     (OVER, "looks so ; \\boxed{yes}", "no result is shown"),
     (SUM, "plus 5 ; red 4 ; blue 2 ; \\boxed{5}", "step 2 is wrong : red is not 4"),
     (ZOP, "red 3 ; blue 2 ; plus 1 ; \\boxed{1}", "step 3 is wrong : zop is not plus"),
-], ids=["wrong noun", "two errors that cancel", "guess", "bare", "wrong operator", "unclear", "yes by a miscount",
+], ids=["wrong noun", "two errors that cancel", "guess", "bare", "wrong operator", "unclear",
+        "yes by a miscount",
         "yes by luck", "result first", "wrong reading of an operator"])
 def test_lucky_answers_pass_at_level_answer_and_fail_at_level_solution(facts, text, report):
     assert judge(facts, text, "answer") == (True, True, "")
@@ -62,7 +65,8 @@ def test_lucky_answers_pass_at_level_answer_and_fail_at_level_solution(facts, te
 
 
 @pytest.mark.parametrize("facts, text, report", [
-    (SUM, "red 4 ; blue 2 ; plus 6 ; \\boxed{6}", "step 1 is wrong : red is not 4"),     # the sum follows: one mistake
+    # the sum follows: one mistake
+    (SUM, "red 4 ; blue 2 ; plus 6 ; \\boxed{6}", "step 1 is wrong : red is not 4"),
     (SUM, "red 3 ; blue 2 ; plus 6 ; \\boxed{6}", "step 3 is wrong : plus is not 6"),
     (DAX, "circle 3 ; blue 2 ; plus 5 ; \\boxed{5}", "step 1 is wrong : dax is not circle"),
     (ZOP, "red 3 ; blue 2 ; plus 5 ; \\boxed{5}", "step 3 is wrong : zop is not plus"),
@@ -117,10 +121,10 @@ def test_a_report_never_gives_the_answer_away():
         problem = draw_problem(family, rng)
         facts, wrong = problem.facts(HIDDEN), problem.facts(rng.choice([HIDDEN, MISCONCEPTION]))
         for _ in range(rng.randrange(3)):
-            slip(problem, wrong, rng)
+            warm_start.corrupt(problem, wrong, rng)
         response = solve(wrong, rng.choice(["canonical", "half", "guess"]))
         report = ToyVerifier(rng.choice(["solution", "answer"])).judge_facts(facts, response).report
-        query = toy.Query("q", [], problem.question, solve(facts), facts["answer"])
+        query = Query("q", [], problem.question, solve(facts), facts["answer"])
         reports += bool(report)
         if report and report_leaks(report, query, response):
             leaks.append((problem.question, response, report, facts["answer"]))
@@ -134,21 +138,26 @@ def test_share_of_yes(family, share):
     rng = random.Random(5)
     answers = [draw_problem(family, rng).facts(HIDDEN)["answer"] for _ in range(4000)]
     assert set(answers) == {"yes", "no"}
-    assert answers.count("yes") / 4000 == pytest.approx(share, abs=0.035)      # thresholds below 0 are drawn again
+    # thresholds below 0 are drawn again
+    assert answers.count("yes") / 4000 == pytest.approx(share, abs=0.035)
 
 
 def test_facts_by_hand():
     assert (SUM["counts"], SUM["value"], SUM["answer"]) == ([3, 2], 5, "5")
     assert (OVER["counts"], OVER["value"], OVER["answer"]) == ([3, 2, 3], 8, "yes")
-    assert Problem(SCENE, ["red", "blue", "circle"], "plus", 8).facts({})["answer"] == "no"      # over, not at least
-    assert [Problem(SCENE, ["blue", "red"], o).facts({})["value"] for o in ("minus", "max", "min")] == [1, 3, 2]
+    # over, not at least
+    assert Problem(SCENE, ["red", "blue", "circle"], "plus", 8).facts({})["answer"] == "no"
+    values = [Problem(SCENE, ["blue", "red"], o).facts({})["value"] for o in ("minus", "max", "min")]
+    assert values == [1, 3, 2]
     assert DAX["nouns"] == ["triangle", "blue"] and ZOP["operator"] == "minus"
-    assert solve(SUM) == "red 3 ; blue 2 ; plus 5 ; \\boxed{5}" and solve(SUM, "half") == "red 3 ; plus 5 ; \\boxed{5}"
+    assert solve(SUM) == "red 3 ; blue 2 ; plus 5 ; \\boxed{5}"
+    assert solve(SUM, "half") == "red 3 ; plus 5 ; \\boxed{5}"
     assert solve(OVER, "guess") == "looks so ; \\boxed{yes}"
 
 
 def test_pictures_show_their_scene():
-    """Colour in the middle of each cell, decoded from the PNG: what the model is shown is what the facts say."""
+    """Colour in the middle of each cell, decoded from the PNG:
+    what the model is shown is what the facts say."""
     rng = random.Random(3)
     for _ in range(20):
         scene = toy.draw_scene(rng)
@@ -187,18 +196,22 @@ for family in ("ordinary", "shortcut", "balanced", "hard"):
 
 
 def test_queries_are_the_same_in_every_process():
-    root = str(Path(toy.__file__).parent)
-    shown = [subprocess.run([sys.executable, "-c", CODE], env={**os.environ, "PYTHONHASHSEED": salt}, cwd=root,
-                            timeout=60, capture_output=True, text=True, check=True).stdout for salt in ("1", "2")]
+    root = str(Path(toy.__file__).parent.parent)
+    shown = [subprocess.run([sys.executable, "-c", CODE],
+                            env={**os.environ, "PYTHONHASHSEED": salt}, cwd=root,
+                            timeout=60, capture_output=True, text=True, check=True).stdout
+             for salt in ("1", "2")]
     assert shown[0] == shown[1] and len(set(shown[0].split())) == 4
     assert make_query("hard", 3, "train", "half") == make_query("hard", 3, "train", "half")
     assert make_query("hard", 3, "train", "half").images != make_query("hard", 3, "heldout", "half").images
 
 
 def test_the_exported_world_is_the_world(tmp_path):
-    subprocess.run([sys.executable, toy.__file__, "data", str(tmp_path), "--references", "canonical"], timeout=120,
-                   check=True, capture_output=True)
-    for name, expected in (("train", toy.train_queries(references="canonical")), ("heldout", toy.heldout_queries())):
+    subprocess.run([sys.executable, "-m", "toy", "data", str(tmp_path), "--references",
+                    "canonical"], timeout=120,
+                   cwd=Path(toy.__file__).parent.parent, check=True, capture_output=True)
+    for name, expected in (("train", toy.train_queries(references="canonical")),
+                           ("heldout", toy.heldout_queries())):
         read = load_queries(tmp_path / f"{name}.jsonl")
         for query, back in zip(expected, read, strict=True):
             assert {**vars(query), "images": [Path(file).read_bytes() for file in back.images]} == {

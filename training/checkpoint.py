@@ -18,8 +18,7 @@ from tools.programs import first_line
 
 @contextmanager
 def loading(what: str) -> Iterator[None]:
-    """Whatever transformers raises on a folder that is not a complete checkpoint of a vision-language model:
-    one line."""
+    """One line for whatever transformers raises on a folder that is no complete vision-language model."""
     try:
         yield
     except DataError:
@@ -30,8 +29,7 @@ def loading(what: str) -> Iterator[None]:
 
 
 def model_fingerprint(model: str) -> str:
-    """The architecture of a checkpoint as one string: a run is only resumed with the model it was started
-    with."""
+    """The architecture of a checkpoint as one string: a run is resumed with the model it began with."""
     from transformers import AutoConfig
 
     with loading(f"model {model}"):
@@ -84,8 +82,7 @@ def save_processor(processor: Processor, folder: Path) -> None:
 
 
 def load_checkpoint(policy: Policy, folder: Path) -> None:
-    """Restores what save_checkpoint() wrote, on any number of ranks.  The reference stays the start
-    policy."""
+    """Restores what save_checkpoint() wrote, on any number of ranks; the reference stays as it is."""
     files = sorted(folder.glob("trainer/*-of-*.safetensors"))
     if not files or len(files) != int(files[0].stem[-5:]):
         raise ValueError(f"{folder}/trainer: {len(files)} files, that is not all of them")

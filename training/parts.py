@@ -46,8 +46,7 @@ def load_processor(model: str, max_pixels: int | None = None) -> Processor:
 def open_engine(model: str, kind: str = "hf", max_new_tokens: int = 32, temperature: float = 1.0,
                 max_pixels: int | None = None, max_context: int = 4096, max_rows: int = 256,
                 memory_share: float = 0.85) -> HFEngine | VLLMEngine:
-    """An engine with weights of its own: for evaluation, benchmarks and data building.  It has a
-    `processor`."""
+    """An engine with weights of its own, for evaluation, benchmarks and data building."""
     cuda = torch.cuda.is_available()
     path, processor = model_path(model), load_processor(model, max_pixels)
     with loading(f"model {path}"):
@@ -89,8 +88,7 @@ def is_built_in(queries: Sequence[Query]) -> bool:
 
 
 def counted_families(queries: Sequence[Query]) -> set[str] | None:
-    """Families that count in the overall accuracies; None: all.  (The built-in world has one that is held out
-    only.)"""
+    """Families that count overall; None: all.  (One family of the built-in world is held out only.)"""
     return toy.COUNTED if toy.COUNTED & {query.family for query in queries} else None
 
 
@@ -101,8 +99,7 @@ def data_note(queries: Sequence[Query]) -> str:
 
 
 def retry_prompt(file: str, queries: Sequence[Query]) -> str:
-    """The words of stage 2: of a file, else those that the policy of the built-in world knows, else the
-    default."""
+    """The words of stage 2: of a file, of the built-in world for its own data, or the default."""
     return toy.RETRY_PROMPT if not file and is_built_in(queries) else retry_template(file)
 
 
@@ -141,15 +138,13 @@ def open_verifier(name: str, context: str, queries: Sequence[Query], judge_model
 
 
 def start_judge(verifier: VerifierLike, engine) -> None:
-    """Starts a judge that runs beside the policy's engine and takes turns with it; others are at work
-    already."""
+    """Starts a judge that takes turns with the policy's engine; other judges are at work already."""
     if takes_turns(verifier):
         of_model(verifier).chat.start(engine)
 
 
 def takes_turns(verifier: VerifierLike | None) -> bool:
-    """Whether the judge needs the GPU for itself: then stage 1, its verdicts, and stage 2 come one after the
-    other."""
+    """Whether the judge needs the GPU for itself, so that stages and verdicts come one after another."""
     return isinstance(of_model(verifier), Verifier) and isinstance(of_model(verifier).chat, LocalChat)
 
 
@@ -179,8 +174,7 @@ class Parts:
 
 
 def assemble(config: Config, run: RunFolder, device: str) -> Parts:
-    """All parts of a run.  What can be wrong is found out before anything large is loaded, and before the run
-    folder is made."""
+    """All parts of a run.  Mistakes are found before anything large is loaded or a folder is made."""
     check_verifier_settings(config)
     queries, heldout = load_train(config.data), load_heldout(config.eval_data, config.data)
     pairs = load_context_pairs(config.context_pairs, config.seed)

@@ -123,8 +123,7 @@ class RunFolder:
         self.append("metrics.jsonl", [row] if self.rank == 0 else [])
 
     def save(self, policy: Policy) -> None:
-        """All ranks write their share (into a folder that all of them see).  Keeps the last two
-        checkpoints."""
+        """All ranks write their share, into a folder that all see.  The last two checkpoints stay."""
         target = self.folder / "checkpoints" / f"step-{self.step:06d}"
         if target.exists():
             return
