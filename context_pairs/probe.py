@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from context_pairs.loss import letter_row, margins
+from context_pairs.loss import letter_row, margins, option_ids
 from context_pairs.pairs import ContextPair, drop_unaskable, query_of_pair, swap_options
 from data import DataError
 from policy import Policy
@@ -25,7 +25,7 @@ def probe_pairs(policy: Policy, pairs: list[ContextPair], batch_size: int = 16) 
     right letter and the wrong one, and of the letter chosen.  No sampling: the two letters' log-probs are
     compared."""
     ordered = [p for pair in pairs for p in ([pair] if pair.kind == "prompt" else [pair, swap_options(pair)])]
-    ids, records = policy.processor.option_ids(), []
+    ids, records = option_ids(policy.processor), []
     for start in tqdm(range(0, len(ordered), batch_size), desc="probe", leave=False, disable=None):
         part = ordered[start:start + batch_size]
         rows = [letter_row(policy.processor.prompt(query_of_pair(pair)), ids[pair.letter],

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 from conftest import ALONE, ROOT
+from helpers import train
 from judge_server import JudgeServer
 from PIL import Image
-from test_contextrl import train
 
 import toy
 from context_pairs.pairs import load_pairs, query_of_pair, save_pairs
