@@ -50,6 +50,7 @@ class Config:
     judge_concurrency: int = setting(32, "judge calls under way at once, per rank")
     judge_timeout: float = setting(120.0, "seconds for one try of a judge call")
     judge_max_failed: float = setting(0.2, "stop if more than this share of the last verdicts failed")
+    note: str = setting("", "a sentence for the report; empty: what built-in data need")
     output_dir: str = setting("", "run folder; empty: runs/<time>-<method>")
     seed: int = setting(0, "seed of data order and of every sample")
 

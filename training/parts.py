@@ -78,6 +78,10 @@ def load_context_pairs(name: str, seed: int) -> list[ContextPair]:
     return deal_letters(toy.train_pairs(), seed) if name == "toy" else load_pairs(name, seed)
 
 
+def load_heldout_pairs(name: str) -> list[ContextPair]:
+    return toy.heldout_pairs() if name in BUILT_IN else load_pairs(name)
+
+
 def is_built_in(queries: Sequence[Query]) -> bool:
     """Whether all of them are of the built-in world, so that its exact verifier can judge them."""
     return all(toy.can_judge(query) or query.facts.get("rule") for query in queries)
@@ -86,6 +90,12 @@ def is_built_in(queries: Sequence[Query]) -> bool:
 def counted_families(queries: Sequence[Query]) -> set[str] | None:
     """Families that count overall; None: all.  (One family of the built-in world is held out only.)"""
     return toy.COUNTED if toy.COUNTED & {query.family for query in queries} else None
+
+
+def data_note(queries: Sequence[Query]) -> str:
+    """What a reader of the run's report has to know of its data."""
+    return (f"In the built-in world {', '.join(toy.HIDDEN)} are made-up words about which the start policy "
+            "was taught something false.") if is_built_in(queries) else ""
 
 
 def retry_prompt(file: str, queries: Sequence[Query]) -> str:
@@ -183,6 +193,7 @@ def assemble(config: Config, run: RunFolder, device: str) -> Parts:
     if samples:
         engine = policy_engine(config, processor, policy)
         start_judge(verifier, engine)
+    config.note = config.note or data_note(queries)
     run.open(config)
     return Parts(config, run, queries, heldout, pairs, recorded, template, processor, policy, engine,
                  verifier, exact_verifier)

@@ -1,27 +1,35 @@
 """One self-contained page, report.html, from one or more run folders: what was learned, and how, to look at.
 
-    python report.py RUN [RUN ...]        writes RUN/report.html (the first one's); further runs share its charts
+    python -m training.report RUN [RUN ...]    writes RUN/report.html (the first one's); further runs share it
 
-Top to bottom: read runs -> headline -> charts (SVG) -> gallery of rollouts -> page.  Standard library only.
-The page has no script and asks the network for nothing.  Every text of a policy or a judge is untrusted:
-show() escapes it.
+Top to bottom: read runs -> headline -> charts (SVG) -> gallery of rollouts -> page.  The page has no script
+and asks the network for nothing.  Every text of a policy or a judge is untrusted: escape() it.  (No template
+library: most of the page is curves, computed point by point, and the rest are fragments of a few lines beside
+the numbers they show.)
 """
 
+import argparse
 import base64
-import html
-import json
 import math
-import re
-import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-KINDS = {"online": "right and wrong tries: trained as they are", "mixed": "all failed, a retry was kept: rolled back",
-         "all_positive": "all tries right: nothing left to learn", "all_negative": "all failed, nothing recovered",
+from data import DataError
+from tools.files import read_json, read_rows, write_whole
+from tools.pages import escape
+from tools.programs import one_line_errors
+
+STYLE = Path(__file__).with_name("report.css")
+
+KINDS = {"online": "right and wrong tries: trained as they are",
+         "mixed": "all failed, a retry was kept: rolled back",
+         "all_positive": "all tries right: nothing left to learn",
+         "all_negative": "all failed, nothing recovered",
          "too_small": "fewer than two verdicts"}
 HEALTH = {"kl": ("KL", "to the start policy"), "entropy": ("Entropy", "nats per token"),
-          "grad_norm": ("Gradient norm", "before clipping"), "engine_gap_mean": ("Engine gap", "sampler and trainer"),
+          "grad_norm": ("Gradient norm", "before clipping"),
+          "engine_gap_mean": ("Engine gap", "sampler and trainer"),
           "context_gap": ("Context gap", "log-prob that rolled-back tokens lose"),
           "failed_verdicts": ("Failed verdicts", "left out of every mean")}
 
@@ -46,26 +54,15 @@ class Run:
         return sum(value(row, name) or 0 for row in self.rows)
 
     def chip(self) -> str:
-        return f"<span class=chip style='--k:{self.colour}'>{show(self.label)}</span>"
-
-
-def json_lines(file: Path):
-    """Rows of a JSONL file, one at a time.  A killed run leaves half a line: it is skipped."""
-    with open(file, encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
-                continue
+        return f"<span class=chip style='--k:{self.colour}'>{escape(self.label)}</span>"
 
 
 def read_runs(folders: list[Path]) -> list[Run]:
     """A label is the method, with the folder where that does not tell runs apart."""
     runs = []
     for i, folder in enumerate(folders):
-        config, summary = (json.loads(file.read_text("utf-8")) if (file := folder / name).is_file() else {}
-                           for name in ("config.json", "summary.json"))
-        rows = list(json_lines(folder / "metrics.jsonl"))
+        config, summary = (read_json(folder / name, default={}) for name in ("config.json", "summary.json"))
+        rows = list(read_rows(folder / "metrics.jsonl"))
         for row in rows:                        # a mean over no tokens is logged as 0, but it is no number
             if row.get("trained_tokens") == 0:
                 row.update(dict.fromkeys(set(HEALTH) - {"failed_verdicts"}))
@@ -87,15 +84,6 @@ def value(row: dict, *path: str) -> float | None:
     return float(row) if isinstance(row, (int, float)) and math.isfinite(row) else None
 
 
-def show(text: str) -> str:
-    """Untrusted text as HTML: escaped, no control or direction characters, the middle cut if long, the answer
-    boxed."""
-    if len(text) > 1500:
-        text = f"{text[:1000]} [… {len(text) - 1500} characters …] {text[-500:]}"
-    plain = "".join(c if c.isprintable() or c.isspace() else "\ufffd" for c in text)
-    return re.sub(r"\\boxed\{([^{}]*)\}", r"<b class=boxed>\1</b>", html.escape(plain))
-
-
 def percent(v: float | None) -> str:
     return "–" if v is None else f"{100 * v:.0f}%"
 
@@ -105,7 +93,8 @@ def percent(v: float | None) -> str:
 def families_of(runs: list[Run]) -> list[str]:
     """Families in the data, from the easiest to the hardest at the start."""
     start = next((run.evals()[0] for run in runs if run.evals()[0]), {})
-    return sorted(start.get("families", {}), key=lambda f: -(value(start, "families", f, "process_accuracy") or 0))
+    return sorted(start.get("families", {}),
+                  key=lambda family: -(value(start, "families", family, "process_accuracy") or 0))
 
 
 def headline(runs: list[Run]) -> str:
@@ -113,19 +102,21 @@ def headline(runs: list[Run]) -> str:
     families, body = families_of(runs), ""
     columns = [("Process accuracy", "process_accuracy"), ("Answer accuracy", "answer_accuracy"),
                ("False positives", "false_positive_share")]
-    columns += [(f"{f.capitalize()}, process", "families", f, "process_accuracy")
-                for f in (["hard"] if "hard" in families else families)[-1:]]
+    columns += [(f"{hardest.capitalize()}, process", "families", hardest, "process_accuracy")
+                for hardest in families[-1:]]
     for run in runs:
-        body += f"<tr><th>{run.chip()} <small>seed {show(str(run.config.get('seed', '–')))}</small>"
+        body += f"<tr><th>{run.chip()} <small>seed {escape(str(run.config.get('seed', '–')))}</small>"
         for name, *path in columns:
             start, end = (value(run.evals()[i], *path) for i in (0, -1))
             low, high = sorted((100 * (start or 0), 100 * (end or 0)))
-            body += (f"<td data-h='{show(name)}'><s>{percent(start)} →</s> <b>{percent(end)}</b><div class=track "
-                     f"style='--k:{run.colour}'><i style='left:{low:.1f}%;width:{high - low:.1f}%'></i>"
+            body += (f"<td data-h='{escape(name)}'><s>{percent(start)} →</s> <b>{percent(end)}</b>"
+                     f"<div class=track style='--k:{run.colour}'>"
+                     f"<i style='left:{low:.1f}%;width:{high - low:.1f}%'></i>"
                      f"<b style='left:{100 * (end or 0):.1f}%'></b></div>")
         body += (f"<td data-h=Steps>{max((row['step'] for row in run.rows), default=0)}<td data-h=Tokens>"
                  f"{run.total('tokens_sampled') / 1000:,.0f} k<td data-h=Time>{run.seconds / 60:,.1f} min")
-    heads = "".join(f"<th>{h}" for h in ["", *(show(name) for name, *_ in columns), "Steps", "Tokens", "Time"])
+    names = ["", *(escape(name) for name, *_ in columns), "Steps", "Tokens", "Time"]
+    heads = "".join(f"<th>{name}" for name in names)
     return f"<table class={'solo' if len(runs) == 1 else 'several'}><thead><tr>{heads}<tbody>{body}</table>"
 
 
@@ -165,8 +156,8 @@ def figure(title: str, note: str, marks: list[tuple], share: bool = True, size: 
         svg += f"<path class={kind} style='--k:{colour}' d='{d}'/>"
         dots = [(*at(x, v), colour, x, text(v)) for x, v in points if v is not None]
         if kind == "line":
-            svg += "".join("<circle cx={:.1f} cy={:.1f} r=2.6 style='--k:{}'><title>step {}: {}</title></circle>"
-                           .format(*dot) for dot in dots[-100:])
+            circle = "<circle cx={:.1f} cy={:.1f} r=2.6 style='--k:{}'><title>step {}: {}</title></circle>"
+            svg += "".join(circle.format(*dot) for dot in dots[-100:])
         if kind in ("line", "mean"):
             x, y, *_, label = dots[-1]
             ends.append([y, x, colour, label])
@@ -174,12 +165,14 @@ def figure(title: str, note: str, marks: list[tuple], share: bool = True, size: 
     for i in range(1, len(ends)):               # labels that would overlap: apart, then back inside
         ends[i][0] = max(ends[i][0], ends[i - 1][0] + 11)
     for i, (y, x, colour, label) in enumerate(reversed(ends)):
-        svg += f"<text class=end x={x + 6:.1f} y={min(y, bottom - 11 * i) + 4:.1f} style='--k:{colour}'>{label}</text>"
-    return (f"<figure class={'wide' if w > 400 else 'small'}><h3>{show(title)}</h3><p class=note>{note}</p>"
-            f"<svg viewBox='0 0 {w} {h}' role=img aria-label='{show(title)}'>{svg}</svg></figure>")
+        y = min(y, bottom - 11 * i) + 4
+        svg += f"<text class=end x={x + 6:.1f} y={y:.1f} style='--k:{colour}'>{label}</text>"
+    return (f"<figure class={'wide' if w > 400 else 'small'}><h3>{escape(title)}</h3><p class=note>{note}</p>"
+            f"<svg viewBox='0 0 {w} {h}' role=img aria-label='{escape(title)}'>{svg}</svg></figure>")
 
 
-def line_chart(runs: list[Run], title: str, note: str, *path: str, share: bool = True, size: tuple = (230, 140)) -> str:
+def line_chart(runs: list[Run], title: str, note: str, *path: str, share: bool = True,
+               size: tuple = (230, 140)) -> str:
     """All runs over steps; "" if none has the metric.  Evaluations as they are, training with a running
     mean."""
     marks, held_out = [], path[0] == "eval"
@@ -188,7 +181,8 @@ def line_chart(runs: list[Run], title: str, note: str, *path: str, share: bool =
         points = [(row["step"], value(row, *path)) for row in rows]
         if any(v is not None for _, v in points):
             raw = ("raw", run.colour, points[::math.ceil(len(points) / 240)])
-            marks += [("line", run.colour, points)] if held_out else [raw, ("mean", run.colour, running_mean(points))]
+            mean = ("mean", run.colour, running_mean(points))
+            marks += [("line", run.colour, points)] if held_out else [raw, mean]
     return figure(title, note, marks, share, size) if marks else ""
 
 
@@ -201,7 +195,8 @@ def group_chart(run: Run, size: tuple) -> str:
             steps.append((row["step"], {kind: n / sum(counts.values()) for kind, n in counts.items()}))
     for kind in reversed(KINDS if steps else ()):
         top = {x: base.get(x, 0) + v for x, v in running_mean([(x, shares[kind]) for x, shares in steps])}
-        marks.append(("area", f"var(--{kind})", [*top.items(), *((x, base.get(x, 0)) for x in reversed(top))]))
+        outline = [*top.items(), *((x, base.get(x, 0)) for x in reversed(top))]
+        marks.append(("area", f"var(--{kind})", outline))
         base = top
     return figure(run.label, "", marks, size=size) if steps else ""
 
@@ -209,24 +204,26 @@ def group_chart(run: Run, size: tuple) -> str:
 def charts(runs: list[Run]) -> str:
     """All sections with charts; those without data are left out."""
     legend = f"<p class=legend>{''.join(run.chip() for run in runs)}</p>" if len(runs) > 1 else ""
-    kinds = "".join(f"<li style='--k:var(--{k})'><b>{k.replace('_', ' ')}</b> {text}" for k, text in KINDS.items())
+    kinds = "".join(f"<li style='--k:var(--{kind})'><b>{kind.replace('_', ' ')}</b> {text}"
+                    for kind, text in KINDS.items())
     groups = [group_chart(run, (600, 200) if len(runs) == 1 else (330, 180)) for run in runs]
     sections = [
-        ("Process accuracy", "Share of held-out queries, sampled at T = 1, whose answer and reasoning are both right: "
-         "the verifier sees the full reference solution.", "held", [
+        ("Process accuracy", "Share of held-out queries, sampled at T = 1, whose answer and reasoning are "
+         "both right: the verifier sees the full reference solution.", "held", [
              line_chart(runs, "All", "", "eval", "process_accuracy", size=(560, 384)),
              *(line_chart(runs, f.capitalize(), "", "eval", "families", f, "process_accuracy")
                for f in families_of(runs))]),
         ("Training", "Bold: running mean. Faint: single steps.", "three", [
             line_chart(chosen, title, note, *path, size=(330, 180)) for chosen, title, note, *path in (
-                (runs, "False positives", "held-out right answers, reasoning wrong", "eval", "false_positive_share"),
+                (runs, "False positives", "held-out right answers, reasoning wrong", "eval",
+                 "false_positive_share"),
                 (runs, "Training reward", "mean of the first tries", "reward"),
                 ([run for run in runs if run.total("retries")], "Hard queries recovered",
                  "no try was right, but a retry was kept", "recovered_share"),
                 ([run for run in runs if run.total("context/loss")], "Context pairs",
                  "share told apart before they are trained on", "context/accuracy"))]),
-        ("What became of the queries", "Share of the queries of a step by kind of group, running mean.", "three",
-         groups + [f"<ul class=kinds>{kinds}</ul>"] * any(groups)),
+        ("What became of the queries", "Share of the queries of a step by kind of group, running mean.",
+         "three", groups + [f"<ul class=kinds>{kinds}</ul>"] * any(groups)),
         ("Health", "Numbers that should stay small or move slowly.", "three",
          [line_chart(runs, *names, key, share=False, size=(330, 150)) for key, names in HEALTH.items()])]
     return f"<main>{legend}" + "".join(
@@ -236,12 +233,13 @@ def charts(runs: list[Run]) -> str:
 
 # ---------------------------------------------------------------------------------------------------- gallery
 
-SLOTS = {"Recovered": lambda row: row["kind"] == "mixed", "Not recovered": lambda row: row["kind"] == "all_negative",
+SLOTS = {"Recovered": lambda row: row["kind"] == "mixed",
+         "Not recovered": lambda row: row["kind"] == "all_negative",
          "Right answer, wrong reasoning": lambda row: row["kind"] == "online" and traps(row),
          "No retry needed": lambda row: row["kind"] == "online"}
 NOTES = {"online": "Right and wrong tries side by side: trained as sampled.",
-         "mixed": "Kept retries join the failed tries as answers to the <b>original question</b>. The report is gone "
-                  "from the prompt; the tokens stay as sampled.",
+         "mixed": "Kept retries join the failed tries as answers to the <b>original question</b>. The report "
+                  "is gone from the prompt; the tokens stay as sampled.",
          "all_negative": "No right answer to contrast the tries with: not trained."}
 
 
@@ -272,14 +270,16 @@ def clarity(row: dict) -> tuple:
     texts."""
     members, pairs = row["stage1"] + row["stage2"], zip(row["stage1"], row["stage2"])
     told = any(retry["kept"] and m["report"] and not m["answer_right"] for m, retry in pairs)
-    return bool(row["stage2"]) + told, len({outcome(m)[0] for m in members}), -max(len(m["text"]) for m in members)
+    longest = max(len(m["text"]) for m in members)
+    return bool(row["stage2"]) + told, len({outcome(m)[0] for m in members}), -longest
 
 
 def pick_rollouts(run: Run) -> list[tuple[str, dict]]:
     """The clearest rows, in one pass that holds only the best so far; recovered ones from all over the
     run."""
-    best, last, file = {}, max((row["step"] for row in run.rows), default=0) or 1, run.folder / "rollouts.jsonl"
-    for row in json_lines(file) if file.is_file() else ():
+    best, file = {}, run.folder / "rollouts.jsonl"
+    last = max((row["step"] for row in run.rows), default=0) or 1
+    for row in read_rows(file) if file.is_file() else ():
         for slot, suits in SLOTS.items():
             key = slot, row["step"] * 20 // last if slot == "Recovered" else 0
             if suits(row) and (key not in best or clarity(row) > best[key][0]):
@@ -287,20 +287,23 @@ def pick_rollouts(run: Run) -> list[tuple[str, dict]]:
                 break
     recovered = sorted(key for key in best if key[0] == "Recovered")
     chosen = sorted({recovered[i] for i in (0, len(recovered) // 2, -1)} if recovered else ())
-    return [(key[0], best[key][1]) for key in [*chosen, *((slot, 0) for slot in list(SLOTS)[1:])] if key in best]
+    chosen += [(slot, 0) for slot in list(SLOTS)[1:]]
+    return [(key[0], best[key][1]) for key in chosen if key in best]
 
 
 def cell(m: dict) -> str:
     """One try with its report, or one retry."""
     css, words = outcome(m)
-    said = show(m["report"]) or ("gave the answer away, not used" if m["leaked"] else "none")
+    said = escape(m["report"]) or ("gave the answer away, not used" if m["leaked"] else "none")
     report = f"<p class=report>report: <b>{said}</b>" if "kept" not in m and not m["correct"] else ""
-    return f"<div class='cell {css}'><p class=said>{show(m['text'])}</p><p class=badge>{words}{report}</div>"
+    return (f"<div class='cell {css}'><p class=said>{escape(m['text'])}</p>"
+            f"<p class=badge>{words}{report}</div>")
 
 
 def tries(row: dict) -> str:
     """Each try beside its retry; identical ones once, one of each outcome in sight, the rest folded away."""
-    pairs = [[m for m in pair if m] for pair in zip(row["stage1"], row["stage2"] or [None] * len(row["stage1"]))]
+    retries = row["stage2"] or [None] * len(row["stage1"])
+    pairs = [[m for m in pair if m] for pair in zip(row["stage1"], retries)]
     order = ["kept", "good", "trap", "bad", "none"]
     pairs.sort(key=lambda pair: (order.index(outcome(pair[-1])[0]), pair[0]["answer_right"]))
     shown, folded = {}, []
@@ -319,22 +322,24 @@ def tries(row: dict) -> str:
 
 def trained(row: dict) -> str:
     """The group as it is trained: one bar per member, as high as its advantage."""
-    members = [("kept retry" if "kept" in m else "right try" if m["correct"] else "failed try", m["advantage"])
-               for m in row["stage1"] + row["stage2"] if m["advantage"]]
+    members = [("kept retry" if "kept" in m else "right try" if m["correct"] else "failed try",
+                m["advantage"]) for m in row["stage1"] + row["stage2"] if m["advantage"]]
     bars = "".join(f"<i class='{name}' style='--a:{a:.3f}'></i>" for name, a in members)
     counts = Counter((name, f"{a:+.2f}".replace("-", "−")) for name, a in members)
     key = "".join(f"<li class='{name}'>{n} × {name} <b>{a}</b>" for (name, a), n in counts.items())
-    paid = f" Paid by the answer alone, {traps(row)} of {len(row['stage1'])} would be rewarded for wrong reasoning."
-    return (f"<div class='trained {show(row['kind'])}'><p class=head><i>{3 if row['stage2'] else 2}</i>"
-            f"{'After rollback' if row['kind'] == 'mixed' else 'What is trained'}</p><p>{NOTES.get(row['kind'], '')}"
-            f"{paid if traps(row) else ''}<div class=bars><div>{bars}</div><ul>{key}</ul></div></div>")
+    paid = (f" Paid by the answer alone, {traps(row)} of {len(row['stage1'])} would be rewarded for wrong "
+            "reasoning.")
+    return (f"<div class='trained {escape(row['kind'])}'><p class=head><i>{3 if row['stage2'] else 2}</i>"
+            f"{'After rollback' if row['kind'] == 'mixed' else 'What is trained'}</p>"
+            f"<p>{NOTES.get(row['kind'], '')}{paid if traps(row) else ''}"
+            f"<div class=bars><div>{bars}</div><ul>{key}</ul></div></div>")
 
 
 def picture(folder: Path, name: str, limit: int) -> str:
     """A picture of the run as a data URI; never a file from elsewhere, nor one that bloats the page."""
     file = folder / "images" / Path(name).name
     if not file.is_file() or file.stat().st_size > limit:
-        return f"<p class=note>missing or too large to embed: {show(name)}</p>"
+        return f"<p class=note>missing or too large to embed: {escape(name)}</p>"
     return f"<img alt='' src='data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}'>"
 
 
@@ -343,117 +348,49 @@ def gallery(run: Run) -> str:
     cards = ""
     for title, row in pick_rollouts(run):
         images = "".join(picture(run.folder, name, 300_000 // len(row["images"])) for name in row["images"])
-        cards += (f"<article><header><h3>{title}</h3><p class=note>step {row['step']:d}, {show(row['family'])}</header>"
-                  f"<div>{images}<p class=question>{show(row['question'])}<p class=note>Reference, for the verifier "
-                  f"only<p class=said>{show(row['solution'])}</div><div>{tries(row)}{trained(row)}</div></article>")
-    toy = ("In the built-in world <i>dax, wug, fep, zop, vek</i> are made-up words about which the start policy was "
-           "taught something false." * (run.config.get("data") == "toy"))
-    return cards and (f"<h2>Rollouts</h2><p class=intro>From {show(run.label)}; chosen because they are easy to "
-                      f"follow, not because they are typical. {toy}</p>{cards}")
+        cards += (f"<article><header><h3>{title}</h3>"
+                  f"<p class=note>step {row['step']:d}, {escape(row['family'])}</header>"
+                  f"<div>{images}<p class=question>{escape(row['question'])}"
+                  "<p class=note>Reference, for the verifier only"
+                  f"<p class=said>{escape(row['solution'])}</div>"
+                  f"<div>{tries(row)}{trained(row)}</div></article>")
+    note = escape(str(run.config.get("note", "")))
+    return cards and (f"<h2>Rollouts</h2><p class=intro>From {escape(run.label)}; chosen because they are "
+                      f"easy to follow, not because they are typical. {note}</p>{cards}")
 
 
 # ------------------------------------------------------------------------------------------------------- page
-
-CSS = """
-:root { --bg:#f5f7f9; --card:#fff; --ink:#18212c; --soft:#5c6978; --line:#dfe5eb; --tint:#e3f4f2;
---mixed:#0b8580;
-  --good:#2f8a3c; --bad:#c2413b; --trap:#a86200; --none:#6f7a88; --c0:#1f5fd0; --c1:#d9690b; --c2:#8b3fb5;
-  --c3:#647385; --c4:#c02d68; --c5:#3c8c2a; color-scheme:light dark; --online:color-mix(in srgb,var(--c0)
-  62%,var(--card)); --all_positive:color-mix(in srgb,var(--good) 42%,var(--card)); --too_small:var(--line);
-  --all_negative:color-mix(in srgb,var(--bad) 42%,var(--card)) }
-@media (prefers-color-scheme:dark) { :root { --bg:#0f141a; --card:#171e26; --ink:#e4eaf1; --soft:#94a2b2;
-  --line:#2a3541; --tint:#12312f; --mixed:#35c4bb; --good:#6cc578; --bad:#f0837b; --trap:#e8ad4c;
-  --none:#8492a2; --c0:#6ea3ff; --c1:#f79a4b; --c2:#c58be8; --c3:#a3b1c0; --c4:#f277a6; --c5:#86cc70 } }
-* { box-sizing:border-box; margin:0 }
-body { background:var(--bg); color:var(--ink); font:16px/1.55 Inter,system-ui,-apple-system,"Segoe UI",sans-serif;
-  max-width:1200px; margin:auto; padding:56px 32px 80px; font-variant-numeric:tabular-nums }
-h1 { font-size:44px; line-height:1.1; letter-spacing:-.025em } h2 { font-size:25px; margin:60px 0 4px } h3 {
-font-size:15px; line-height:1.35 } .lede { font-size:19px; max-width:43em; margin:14px 0 26px } .intro {
-color:var(--soft); max-width:46em; margin-bottom:16px } .note { color:var(--soft); font-size:13px } table,
-figure, article { background:var(--card); border:1px solid var(--line); border-radius:10px; padding:16px 18px
-} table { width:100%; border-spacing:0; padding:6px 18px } s, small { text-decoration:none; color:var(--soft)
-} th, td { text-align:left; padding:11px 22px 11px 0; border-top:1px solid var(--line); font-weight:400 } th,
-td { white-space:nowrap } thead th, .solo * { border:0 } .solo td { font-size:21px } thead th {
-color:var(--soft); font-size:13px; padding-bottom:5px } .track { position:relative; height:4px;
-border-radius:2px; background:var(--line); margin-top:4px; max-width:150px } .track i, .track b {
-position:absolute; height:100%; background:var(--k); opacity:.5 } .track b { width:10px; height:10px;
-margin:-3px -5px; border-radius:50%; opacity:1 } .chip { margin-right:14px; font-weight:600 } .chip::before {
-content:""; display:inline-block; width:14px; height:4px;
-  border-radius:2px; background:var(--k); margin-right:8px; vertical-align:middle }
-.legend { position:sticky; top:0; z-index:1; background:var(--bg); padding:10px 0; margin:26px 0 -36px } .grid
-{ display:grid; gap:14px; grid-template-columns:repeat(var(--n),minmax(0,1fr)); --n:4 } .three { --n:3 } .wide
-{ grid-column:span 2; grid-row:span 2 } figure { display:flex; flex-direction:column } figure svg {
-margin-top:auto; padding-top:8px; overflow:visible } path { fill:none; stroke:var(--k); stroke-linecap:round }
-.line, .mean { stroke-width:2; stroke-linejoin:round } .raw { opacity:.25 } .area { fill:var(--k); stroke:none
-} path.rule { stroke:var(--line) } circle { fill:var(--k) } text { font-size:10.5px; fill:var(--soft) } .e {
-text-anchor:end } text.end { fill:var(--k); font-weight:600 } .kinds { list-style:none; padding:8px;
-font-size:13px; line-height:1.35; color:var(--soft) } .kinds li { border-left:12px solid var(--k);
-padding-left:10px; margin-bottom:10px; break-inside:avoid } .kinds b, .report b { color:var(--ink) } .kinds b
-{ display:block } figure:nth-child(3) + .kinds { grid-column:1/-1; columns:200px 3 } article { display:grid;
-grid-template-columns:210px minmax(0,1fr); gap:10px 32px; margin-top:20px; padding:22px 24px } article header
-{ grid-column:1/-1; display:flex; gap:12px; align-items:baseline } article h3 { font-size:18px } img {
-width:100%; border-radius:6px } .question { font-weight:650; line-height:1.35; margin:8px 0 12px } .question {
-text-wrap:balance; overflow-wrap:anywhere } .boxed { border:1.5px solid; border-radius:4px; padding:0 5px }
-.said { font:14px/1.5 ui-monospace,Menlo,Consolas,monospace; overflow-wrap:anywhere; white-space:pre-wrap }
-.head { font-size:13px; font-weight:600; margin-bottom:4px } .head i { display:inline-block;
-font-style:normal;
-  width:20px; line-height:20px; text-align:center; border-radius:50%; background:var(--ink);
-  color:var(--card); margin-right:8px } .mixed .head i { background:var(--mixed) } .two .pair {
-  grid-template-columns:1fr 1fr }
-.pair { display:grid; gap:0 28px; margin-bottom:10px; position:relative } .heads { margin:0 } .pair em {
-position:absolute; right:10px; top:8px; font:12px sans-serif; color:var(--soft) } .cell { border:1px solid
-var(--line); border-left:3px solid var(--k); border-radius:6px; padding:9px 40px 10px 13px } .kept {
---k:var(--mixed) } .good, .right { --k:var(--good) } .bad, .failed { --k:var(--bad) } .trap { --k:var(--trap)
-} .none { --k:var(--none) } .cell.kept { border-color:var(--k); background:var(--tint) } .cell {
-position:relative } .cell + .cell::before { content:"→"; position:absolute; left:-24px; top:calc(50% - 13px);
-color:var(--soft) } .badge { font-size:12px; font-weight:600; color:var(--k) } .report, summary {
-font-size:13px; color:var(--soft) } .report { margin-top:3px; overflow-wrap:anywhere } .report b {
-font-weight:400 } details { margin-bottom:10px } .trained { border-radius:8px; background:var(--bg);
-padding:13px 16px; font-size:14px } summary { cursor:pointer } .trained.mixed { background:var(--tint) } .bars
-{ display:flex; flex-wrap:wrap; align-items:center; gap:6px 24px } .bars div { display:flex;
-align-items:start; gap:3px } .bars ul { list-style:none; padding:0; font-size:13px } .bars i { width:10px;
-background:var(--k); height:calc(18px * max(var(--a), -1 * var(--a)));
-  margin-top:calc(40px - 18px * max(var(--a), 0)) } .bars li b { color:var(--k) }
-@media (max-width:860px) { body { padding:32px 16px 56px } h1 { font-size:34px } .lede { font-size:17px }
-  .grid { gap:10px; --n:2 } .three { --n:1 } .grid .wide { grid-column:1/-1 } figure { padding:12px }
-  .held text { font-size:14px } .grid .wide text { font-size:17px } thead { display:none }
-  table, tbody, th, td { display:block } tr { display:grid; grid-template-columns:repeat(6,1fr) }
-  th { grid-column:1/-1 } td { border:0; padding-top:2px; grid-column:span 3 }
-  td:nth-last-child(-n+3) { grid-column:span 2 }
-  td::before { content:attr(data-h); display:block; font-size:13px; color:var(--soft) }
-  .two .pair, article { grid-template-columns:minmax(0,1fr) } article { padding:16px } img { max-width:180px }
-  .cell + .cell { margin:6px 0 0 24px } }
-"""
-
 
 def write_report(folders: list[Path]) -> Path:
     """Writes report.html into the first run folder and returns its path."""
     runs = read_runs([Path(folder) for folder in folders])
     shown = max(runs, key=lambda run: (run.total("groups/mixed") > 0, run.total("groups/online") > 0))
-    page = f"""<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">
-<meta http-equiv=Content-Security-Policy content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>ContextRL: {show(', '.join(run.label for run in runs))}</title><style>{CSS}</style>
-<h1>ContextRL</h1><p class=lede>A policy that fails a question tries again with a report of its mistakes in context.
-Retries that the verifier accepts are rolled back: trained as answers to the original question, as if there had been no
-report.</p>
+    labels, style = escape(", ".join(run.label for run in runs)), STYLE.read_text(encoding="utf-8")
+    page = f"""<!doctype html><html lang=en><meta charset=utf-8>
+<meta name=viewport content="width=device-width">
+<meta http-equiv=Content-Security-Policy
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>ContextRL: {labels}</title><style>
+{style}</style>
+<h1>ContextRL</h1><p class=lede>A policy that fails a question tries again with a report of its mistakes in
+context. Retries that the verifier accepts are rolled back: trained as answers to the original question, as if
+there had been no report.</p>
 {headline(runs)}{charts(runs)}{gallery(shown)}</html>"""
     target = runs[0].folder / "report.html"
-    target.write_text(page, encoding="utf-8")
+    write_whole(target, page)
     return target
 
 
 def main() -> None:
-    folders = [Path(argument) for argument in sys.argv[1:]]
-    try:
-        if not folders:
-            raise ValueError("usage: python report.py RUN [RUN ...]")
+    parser = argparse.ArgumentParser("python -m training.report", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+")
+    folders = parser.parse_args().runs
+    with one_line_errors():
         for folder in folders:
             if not (folder / "metrics.jsonl").is_file():
-                raise FileNotFoundError(f"{folder} is not a run folder: no metrics.jsonl")
+                raise DataError(f"{folder} is not a run folder: no metrics.jsonl")
         print(write_report(folders))
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

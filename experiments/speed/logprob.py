@@ -1,21 +1,23 @@
-"""Log-prob of the sampled token from hidden states and head weight: time, memory, error of grpo.py's and of its peers.
+"""Log-prob of the sampled token: time, memory and error of grpo.py's and of its peers.
 
-    python tests/benchmark_logprob.py             all shapes on one CUDA GPU in bf16; one small shape on a CPU in fp32
-    python tests/benchmark_logprob.py --hidden 4096 --modes token --minutes 9
-    python tests/benchmark_logprob.py --check     seconds: only the errors, at small sizes
+    python -m experiments.speed.logprob             all shapes on one CUDA GPU in bf16; one on a CPU in fp32
+    python -m experiments.speed.logprob --hidden 4096 --modes token --minutes 9
+    python -m experiments.speed.logprob --check     seconds: only the errors, at small sizes
 
-Peers take part if they are installed: liger-kernel, cut-cross-entropy, quack-kernels; of verl and trl one file each is
-loaded, so that `pip install --no-deps verl trl` will do.  TRITON_INTERPRET=1 runs some Triton peers without a GPU.
+Peers take part if they are installed: liger-kernel, cut-cross-entropy, quack-kernels; of verl and trl one
+file each is loaded, so that `pip install --no-deps verl trl` will do.  TRITON_INTERPRET=1 runs some Triton
+peers without a GPU.
 
     token     log-prob of each token, backward with a gradient drawn for each token
-    scalar    mean cross entropy, backward with 1: all that some peers can do, and may do with fewer operations
-    grpo      from hidden states to the clipped loss with KL.  tf32: torch's float32 matmul precision high, not highest
+    scalar    mean cross entropy, backward with 1: all that some peers can do, perhaps with fewer operations
+    grpo      from hidden states to the clipped loss with KL.  tf32: torch's float32 matmul precision is high
 
-Each implementation is tried in a process of its own first: for the peak of memory beyond what is resident with the
-inputs (CUDA, or Linux), for the errors of the first rows (256, on a CPU 64) against fp64, and for the time of the
-first call, which compiles.  Then all take turns; `x ours` is the median over the rounds of the ratio to `ours`.  The
-limit is the time of the matrix products alone, at the best rate that one large product reached at the start of this
-run or in its own turns: 2 N H V operations forward, 6 with backward, also for what spends 8 on making logits twice.
+Each implementation is tried in a process of its own first: for the peak of memory beyond what is resident
+with the inputs (CUDA, or Linux), for the errors of the first rows (256, on a CPU 64) against fp64, and for
+the time of the first call, which compiles.  Then all take turns; `x ours` is the median over the rounds of
+the ratio to `ours`.  The limit is the time of the matrix products alone, at the best rate that one large
+product reached at the start of this run or in its own turns: 2 N H V operations forward, 6 with backward,
+also for what spends 8 on making logits twice.
 """
 
 import argparse
@@ -34,20 +36,20 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import torch
 import torch.nn.functional as F
 
 import grpo
 
+ROOT = Path(__file__).resolve().parents[2]
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 CLIP, KL = 0.2, 0.01
 SHAPE = "mode", "hidden", "tokens"
 PACKAGES = ("torch", "triton", "liger-kernel", "cut-cross-entropy", "verl", "trl", "quack-kernels")
 NOTES = {"ours": "any gradient, entropy too; 6 N H V operations where E is kept, 8 where not",
-         "naive": "whole logits, entropy too", "naive logp": "whole logits, cross entropy in fp32, no entropy",
+         "naive": "whole logits, entropy too",
+         "naive logp": "whole logits, cross entropy in fp32, no entropy",
          "naive compiled": "torch.compile of `naive`, entropy left out",
          "Liger FLCE": "per token 8; as a mean 6, all gradients made in the forward pass",
          "Liger scaled CE": "8; CuTe kernels on compute capability 9.0, elsewhere chunks in torch",
@@ -56,7 +58,7 @@ NOTES = {"ours": "any gradient, entropy too; 6 N H V operations where E is kept,
          "Liger GRPO": "8, of it the backward products in fp32; all gradients made in the forward pass"}
 
 
-# ------------------------------------------------------- implementations: data -> log-probs [N], or in the end a scalar
+# --------------------------------------------- implementations: data -> log-probs [N], or in the end a scalar
 
 def ours(d, keep=1.0):
     return grpo.token_logprob(d.h, d.W, d.y, keep_bytes=int(keep * d.h.element_size() * len(d.h) * len(d.W)))
@@ -72,8 +74,8 @@ def compiled(h, W, y):
 
 
 def liger_ce(d, reduction="none"):
-    from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
-    return -LigerFusedLinearCrossEntropyFunction.apply(d.h, d.W, d.y, None, None, -100, 0.0, 0.0, reduction)[0]
+    from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction as Function
+    return -Function.apply(d.h, d.W, d.y, None, None, -100, 0.0, 0.0, reduction)[0]
 
 
 def liger_scaled(d):
@@ -83,8 +85,10 @@ def liger_scaled(d):
 
 def liger_grpo(d):
     from liger_kernel.chunked_loss.grpo_loss import LigerFusedLinearGRPOLoss
-    h, y, old, ref, A = (x.view(-1, math.gcd(len(d.y), 1024), *x.shape[1:]) for x in (d.h, d.y, d.old, d.ref, d.A))
-    loss = LigerFusedLinearGRPOLoss(beta=KL, compiled=CUDA, epsilon_low=CLIP, epsilon_high=CLIP, loss_type="dapo")
+    length = math.gcd(len(d.y), 1024)
+    h, y, old, ref, A = (x.view(-1, length, *x.shape[1:]) for x in (d.h, d.y, d.old, d.ref, d.A))
+    loss = LigerFusedLinearGRPOLoss(beta=KL, compiled=CUDA, epsilon_low=CLIP, epsilon_high=CLIP,
+                                    loss_type="dapo")
     return loss(h, d.W, y, torch.ones_like(old), A[:, 0], ref_per_token_logps=ref, old_per_token_logps=old)[0]
 
 
@@ -109,13 +113,15 @@ def verl(d):
 def trl(d):
     stand_ins("trl", {"kernels": {}, "trainer": {}, "trainer.utils": {
         "maybe_gather_lm_head_ctx": lambda *_: nullcontext()}})
-    stand_ins("transformers", {"utils": {"is_triton_available": lambda: grpo.triton is not None}}, instead=True)
+    stand_ins("transformers", {"utils": {"is_triton_available": lambda: grpo.triton is not None}},
+              instead=True)
     from trl.kernels.chunked_logprob import ChunkedLogProbFunction
     return ChunkedLogProbFunction.apply(d.h, d.W, None, d.y, 1.0, 32768, None, 1.0, ())[0]
 
 
 def stand_ins(package, modules, instead=False):
-    """Empty modules in place of a package's own, so that one of its files can be imported without all the others."""
+    """Empty modules in place of a package's own, so that one of its files can be imported without all the
+    others."""
     if package in sys.modules:
         return
     spec = importlib.util.find_spec(package)
@@ -128,16 +134,18 @@ def stand_ins(package, modules, instead=False):
 
 
 def loss(of, d):
-    return grpo.policy_loss(of(d), d.old, d.A, torch.full_like(d.A, 1 / len(d.A)), torch.ones_like(d.A).bool(),
-                            CLIP, CLIP, ref_T=d.ref, kl_coef=KL)[0]
+    weight, on_policy = torch.full_like(d.A, 1 / len(d.A)), torch.ones_like(d.A).bool()
+    tokens = grpo.LossInputs(of(d), d.old, d.A, weight, on_policy, ref_T=d.ref)
+    return grpo.policy_loss(tokens, CLIP, CLIP, KL)[0]
 
 
 MODES = {
-    "token": {"ours": ours, "ours, half kept": partial(ours, keep=0.5), "ours, none kept": partial(ours, keep=0),
-              "naive": naive, "naive logp": lambda d: -F.cross_entropy((d.h @ d.W.T).float(), d.y, reduction="none"),
+    "token": {"ours": ours, "ours, half kept": partial(ours, keep=0.5),
+              "ours, none kept": partial(ours, keep=0), "naive": naive,
+              "naive logp": lambda d: -F.cross_entropy((d.h @ d.W.T).float(), d.y, reduction="none"),
               "naive compiled": lambda d: compiled(d.h, d.W, d.y), "Liger FLCE": liger_ce,
-              "Liger scaled CE": liger_scaled, "CCE": cce, "CCE exact": partial(cce, filter_eps=None), "verl": verl,
-              "TRL": trl},
+              "Liger scaled CE": liger_scaled, "CCE": cce, "CCE exact": partial(cce, filter_eps=None),
+              "verl": verl, "TRL": trl},
     "scalar": {"ours": lambda d: -ours(d).mean(), "naive": lambda d: -naive(d).mean(), "QuACK": quack,
                "naive logp": lambda d: F.cross_entropy((d.h @ d.W.T).float(), d.y),
                "Liger FLCE": lambda d: -liger_ce(d, "mean"), "CCE": lambda d: -cce(d, "mean"),
@@ -146,31 +154,36 @@ MODES = {
              "TRL tf32": partial(loss, trl), "Liger GRPO": liger_grpo, "Liger GRPO tf32": liger_grpo}}
 
 
-# ---------------------------------------------------------------------------------------------------- measuring
+# -------------------------------------------------------------------------------------------------- measuring
 
 def make_data(args, mode, hidden, tokens):
-    """Logits of standard deviation 3, targets drawn evenly; or `peaked`: median probability of the target 0.99."""
+    """Logits of standard deviation 3, targets drawn evenly; or `peaked`: median probability of the target
+    0.99."""
     torch.manual_seed(0)
-    torch.compiler.reset()                              # after some shapes the compiler would give up and run eagerly
+    torch.compiler.reset()                # after some shapes the compiler would give up and run eagerly
     h, W = (torch.randn(rows, hidden, device=DEVICE, dtype=args.dtype) for rows in (tokens, args.vocabulary))
-    d = types.SimpleNamespace(h=h, W=W.mul_(3 / hidden ** 0.5), y=torch.randint(len(W), (tokens,), device=DEVICE))
+    targets = torch.randint(len(W), (tokens,), device=DEVICE)
+    d = types.SimpleNamespace(h=h, W=W.mul_(3 / hidden ** 0.5), y=targets)
     d.g, d.A = torch.randn(2, tokens, device=DEVICE)
     if args.data == "peaked":
         d.h += (math.log(args.vocabulary) + 3 ** 2 / 2 + math.log(99)) / 3 ** 2 * W[d.y]
     if mode == "grpo":
         length = math.gcd(tokens, 1024)
-        d.A = d.A[::length].repeat_interleave(length)                            # one advantage for each response
-        # Ratios stay away from the clip bounds: at one, an error of logp however small would decide about a gradient.
-        offsets = torch.tensor([-0.5, -0.05, 0.05, 0.5], device=DEVICE)[torch.randint(4, (2, tokens), device=DEVICE)]
+        d.A = d.A[::length].repeat_interleave(length)                      # one advantage for each response
+        # Ratios stay away from the clip bounds: at one, an error of logp however small would decide about a
+        # gradient.
+        offsets = torch.tensor([-0.5, -0.05, 0.05, 0.5], device=DEVICE)
+        offsets = offsets[torch.randint(4, (2, tokens), device=DEVICE)]
         d.old, d.ref = grpo.token_logprob(d.h, d.W, d.y) + offsets
     return d
 
 
-def some(d, rows=None, gradient=False, wide=False):
+def first_rows(d, rows=None, gradient=False, wide=False):
     """The first rows of the data, in fp64 if `wide`."""
     out = {key: x if key == "W" else x[:rows] for key, x in vars(d).items()}
     out = {key: x.double() if wide and x.is_floating_point() else x for key, x in out.items()}
-    return types.SimpleNamespace(**out | {key: out[key].detach().requires_grad_(gradient) for key in ("h", "W")})
+    leaves = {key: out[key].detach().requires_grad_(gradient) for key in ("h", "W")}
+    return types.SimpleNamespace(**out | leaves)
 
 
 def forward(mode, name, d):
@@ -178,7 +191,7 @@ def forward(mode, name, d):
     return MODES[mode][name](d)
 
 
-def both(mode, name, d):
+def forward_backward(mode, name, d):
     out = forward(mode, name, d)
     return out.detach(), *torch.autograd.grad(out, (d.h, d.W), d.g.to(out.dtype) if mode == "token" else None)
 
@@ -186,17 +199,19 @@ def both(mode, name, d):
 def errors(mode, name, d):
     """Largest error of logp, or that of the loss; relative errors of dh and dW by Frobenius norm."""
     rows = 256 if CUDA else 64
-    found, truth = both(mode, name, some(d, rows, True)), both(mode, "naive", some(d, rows, True, wide=True))
+    found = forward_backward(mode, name, first_rows(d, rows, True))
+    truth = forward_backward(mode, "naive", first_rows(d, rows, True, wide=True))
     return [(found[0].double() - truth[0]).abs().max().item(),
             *(((a.double() - b).norm() / b.norm()).item() for a, b in zip(found[1:], truth[1:]))]
 
 
-def problem(error):
+def problem_text(error):
     kinds = {torch.OutOfMemoryError: "out of memory", ModuleNotFoundError: f"not installed ({error})"}
-    return kinds.get(type(error), " ".join(f"{type(error).__name__}: {error}".split())[:150].replace("|", "/"))
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return kinds.get(type(error), text[:150].replace("|", "/"))
 
 
-def clean():
+def free_memory():
     gc.collect()
     if CUDA:
         torch.cuda.empty_cache()
@@ -215,14 +230,14 @@ def seconds(work):
     return start.elapsed_time(end) / 1000
 
 
-def rate(calls=30):
+def product_rate(calls=30):
     """FLOP/s of one large product."""
     size = 8192 if CUDA else 2048
     a, b = torch.randn(2, size, size, device=DEVICE, dtype=torch.bfloat16 if CUDA else torch.float32)
     return 2 * size ** 3 / statistics.median([seconds(lambda: a @ b) for _ in range(calls + 3)][3:])
 
 
-def peak(restart=False):
+def peak_bytes(restart=False):
     """Most bytes in use since the restart."""
     if CUDA:
         torch.cuda.reset_peak_memory_stats() if restart else None
@@ -232,27 +247,27 @@ def peak(restart=False):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 
 
-def child(args, mode, name, shapes):
+def measure_alone(args, mode, name, shapes):
     """One implementation in this fresh process: prints what it finds, a line for each shape."""
     for shape in json.loads(shapes):
         found = {}
         try:
-            d = some(make_data(args, mode, *shape), gradient=True)
+            d = first_rows(make_data(args, mode, *shape), gradient=True)
             if CUDA:
-                found["first"] = seconds(lambda: both(mode, name, d))              # compiles and tunes
-            clean()
-            before = peak(restart=True)
-            both(mode, name, d)
-            found["peak"] = peak() - before
+                found["first"] = seconds(partial(forward_backward, mode, name, d))       # compiles and tunes
+            free_memory()
+            before = peak_bytes(restart=True)
+            forward_backward(mode, name, d)
+            found["peak"] = peak_bytes() - before
             found["errors"] = errors(mode, name, d)
         except Exception as error:
-            found["problem"] = problem(error)
+            found["problem"] = problem_text(error)
         print("found", json.dumps(found), flush=True)
         d = None
-        clean()
+        free_memory()
 
 
-def groups(rows, *keys):
+def group_rows(rows, *keys):
     found = {}
     for row in rows:
         found.setdefault(tuple(row[key] for key in keys), []).append(row)
@@ -262,11 +277,12 @@ def groups(rows, *keys):
 def try_alone(rows, deadline):
     """child() in a process of its own for the shapes of these rows."""
     child = rows[0]["mode"], rows[0]["name"], json.dumps([(row["hidden"], row["tokens"]) for row in rows])
-    process = subprocess.Popen([sys.executable, __file__, *sys.argv[1:], "--child", *child], text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    command = [sys.executable, "-m", "experiments.speed.logprob", *sys.argv[1:], "--child", *child]
+    process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         out, log = process.communicate(timeout=max(deadline - time.time(), 0.1))
-        died = "out of memory (killed)" if process.returncode == -9 else problem(RuntimeError(log[-120:]))
+        died = ("out of memory (killed)" if process.returncode == -9
+                else problem_text(RuntimeError(log[-120:])))
     except subprocess.TimeoutExpired:
         process.kill()
         out, died = process.communicate()[0], "not measured (time budget)"
@@ -279,7 +295,7 @@ def take_turns(args, rows, product, deadline):
     """Times of the rows of one shape that have no problem so far, interleaved, and what follows from them."""
     mode, hidden, tokens = (rows[0][key] for key in SHAPE)
     data, rates = make_data(args, mode, hidden, tokens), [product]
-    full, few = ((some(data, n), some(data, n, gradient=True)) for n in (None, 64))
+    full, few = ((first_rows(data, n), first_rows(data, n, gradient=True)) for n in (None, 64))
 
     def once(row, inference, training):
         if "problem" in row or time.time() > deadline:
@@ -287,19 +303,19 @@ def take_turns(args, rows, product, deadline):
         try:
             with torch.no_grad():
                 first = seconds(lambda: forward(mode, row["name"], inference))
-            return [(first, seconds(lambda: both(mode, row["name"], training)))]
+            return [(first, seconds(lambda: forward_backward(mode, row["name"], training)))]
         except Exception as error:
-            row["problem"] = problem(error)
-        clean()                                         # what the failed call held is free only now
+            row["problem"] = problem_text(error)
+        free_memory()                                         # what the failed call held is free only now
         return []
 
     for row in rows:
         row["times"], row["gradients"], began = [], data.h.nbytes + data.W.nbytes, time.time()
-        for _ in range(10 if CUDA else 1):              # warm-up, shorter for what is slow; on a CPU with a few rows
+        for _ in range(10 if CUDA else 1):       # warm-up, shorter for what is slow; on a CPU with a few rows
             if time.time() < began + 5:
                 once(row, *(full if CUDA else few))
     for turn in range(args.rounds):
-        rates += [rate(3)] if time.time() < deadline else []
+        rates += [product_rate(3)] if time.time() < deadline else []
         for row in (rows * 2)[turn % len(rows):][:len(rows)]:
             row["times"] += once(row, *full)
     base = next((row["times"] for row in rows if row["name"] == "ours"), [])
@@ -310,15 +326,16 @@ def take_turns(args, rows, product, deadline):
             row["limit"] = [factor * tokens * hidden * args.vocabulary / max(rates) for factor in (2, 6)]
             row["time"] = [torch.tensor(column).quantile(torch.tensor([0.5, 0.2, 0.8])).tolist()
                            for column in zip(*row["times"])]
-            row["x ours"] = statistics.median(a[1] / b[1] for a, b in zip(row["times"], base)) if base else None
+            ratios = [a[1] / b[1] for a, b in zip(row["times"], base)]
+            row["x ours"] = statistics.median(ratios) if base else None
 
 
-# ------------------------------------------------------------------------------------------------------- output
+# ----------------------------------------------------------------------------------------------------- output
 
 def table(rows):
-    columns = ("mode", "H x N", "implementation", "forward ms (20 %, 80 %)", "limit / time", "forward + backward ms",
-               "limit / time", "x ours", "peak GB", "of it gradients", "error: logp or loss", "dh", "dW", "first s",
-               "rounds")
+    columns = ("mode", "H x N", "implementation", "forward ms (20 %, 80 %)", "limit / time",
+               "forward + backward ms", "limit / time", "x ours", "peak GB", "of it gradients",
+               "error: logp or loss", "dh", "dW", "first s", "rounds")
     print("\n|", " | ".join(columns), "|\n" + "|---" * len(columns) + "|")
     for row in rows:
         cells = [row.get("problem", ""), "", "", "", ""]
@@ -342,14 +359,17 @@ def chart(rows, path, title):
     from matplotlib import pyplot as plt
 
     rows = [row for row in rows if "problem" not in row]
-    names, modes, sizes = (list(dict.fromkeys(row[key] for row in rows)) for key in ("name", "mode", "hidden"))
+    names, modes, sizes = (list(dict.fromkeys(row[key] for row in rows))
+                           for key in ("name", "mode", "hidden"))
     if len({row["tokens"] for row in rows}) > 1:
-        figure, axes = plt.subplots(len(modes), len(sizes), figsize=(3 + 4 * len(sizes), 1 + 3.5 * len(modes)),
-                                    sharey=True, squeeze=False, layout="constrained")
+        figure, axes = plt.subplots(
+            len(modes), len(sizes), figsize=(3 + 4 * len(sizes), 1 + 3.5 * len(modes)), sharey=True,
+            squeeze=False, layout="constrained")
         for axis, panel in zip(axes.flat, itertools.product(modes, sizes)):
             shown = [row for row in rows if (row["mode"], row["hidden"]) == panel]
             for i, name in enumerate(names):
-                points = sorted((r["tokens"], r["limit"][1] / r["time"][1][0]) for r in shown if r["name"] == name)
+                points = sorted((row["tokens"], row["limit"][1] / row["time"][1][0])
+                                for row in shown if row["name"] == name)
                 axis.plot(*zip(*points or [(math.nan, math.nan)]), "o-", label=name,
                           color="black" if name == "ours" else plt.get_cmap("tab20")(i))
             axis.set(title=f"{panel[0]}, H = {panel[1]}", xlabel="tokens", xscale="log", ylim=0)
@@ -379,16 +399,21 @@ def chart(rows, path, title):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser("python -m experiments.speed.logprob", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hidden", nargs="+", type=int, help="default 2048 4096 5120; on a CPU 1024")
-    parser.add_argument("--tokens", nargs="+", type=int, help="default 4096 16384 65536 and (4096, 8192); CPU 4096")
+    parser.add_argument("--tokens", nargs="+", type=int,
+                        help="default 4096 16384 65536 and (4096, 8192); CPU 4096")
     parser.add_argument("--vocabulary", type=int, help="default 151936")
     parser.add_argument("--rounds", type=int, default=30 if CUDA else 3)
-    parser.add_argument("--modes", nargs="+", choices=MODES, help="default all; on a CPU token, unless --check")
+    parser.add_argument("--modes", nargs="+", choices=MODES,
+                        help="default all; on a CPU token, unless --check")
     parser.add_argument("--peers", nargs="+", help="names as in the table; default all")
     parser.add_argument("--data", default="gaussian", choices=["gaussian", "peaked"])
-    parser.add_argument("--dtype", type=partial(getattr, torch), default=torch.bfloat16 if CUDA else torch.float32)
-    parser.add_argument("--minutes", type=float, default=60, help="what does not fit is listed as not measured")
+    parser.add_argument("--dtype", type=partial(getattr, torch),
+                        default=torch.bfloat16 if CUDA else torch.float32)
+    parser.add_argument("--minutes", type=float, default=60,
+                        help="what does not fit is listed as not measured")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--chart", default="logprob.png")
     parser.add_argument("--json", default="logprob.json")
@@ -398,7 +423,7 @@ def main():
         args.hidden, args.tokens, every = args.hidden or [256], args.tokens or [128], True
     args.vocabulary = args.vocabulary or (4224 if args.check else 151936)
     if args.child:
-        return child(args, *args.child)
+        return measure_alone(args, *args.child)
     shapes = [(h, n) for h in args.hidden or ([2048, 4096, 5120] if CUDA else [1024])
               for n in args.tokens or ([4096, 16384, 65536] if CUDA else [4096])]
     shapes += [(4096, 8192)] if CUDA and not args.hidden and not args.tokens else []
@@ -408,7 +433,8 @@ def main():
             if name in (args.peers or [name]) and (every or not name.endswith(("compiled", "tf32")))]
     device = torch.cuda.get_device_name() if CUDA else f"CPU with {torch.get_num_threads()} threads"
     title = f"{device}, {str(args.dtype)[6:]}, {args.data} data, vocabulary {args.vocabulary}"
-    versions = {p.name: p.version for p in importlib.metadata.distributions() if p.name.replace("_", "-") in PACKAGES}
+    versions = {p.name: p.version for p in importlib.metadata.distributions()
+                if p.name.replace("_", "-") in PACKAGES}
     print(title, *(f"{name} {version}" for name, version in versions.items()), sep=", ", flush=True)
     if args.check:
         for row in rows:
@@ -416,25 +442,28 @@ def main():
             try:
                 found = [f"{e:.1e}" for e in errors(mode, name, make_data(args, mode, *shape))]
             except Exception as error:
-                found = [problem(error)]
+                found = [problem_text(error)]
             print(mode, name, *found, sep=" | ", flush=True)
         return
     source, target = torch.ones(2, 2 ** 28 if CUDA else 2 ** 26, device=DEVICE)
-    copy = 2 * source.nbytes / statistics.median([seconds(lambda: target.copy_(source)) for _ in range(15)][5:])
-    product, source, target = rate(), None, None
-    clean()
+    times = [seconds(lambda: target.copy_(source)) for _ in range(15)]
+    copy = 2 * source.nbytes / statistics.median(times[5:])
+    product, source, target = product_rate(), None, None
+    free_memory()
     print(f"product {product / 1e12:.4g} TFLOP/s, copy {copy / 1e9:.4g} GB/s", flush=True)
-    deadline, result = begin + 60 * args.minutes, {"title": title, "versions": versions, "copy": copy, "rows": rows}
-    # A GPU's allocator forgets, a CPU's does not: there, a process for each shape.  Half of the time is for the turns.
-    for group in groups(rows, "name", *(["mode"] if CUDA else SHAPE)):
+    deadline = begin + 60 * args.minutes
+    result = {"title": title, "versions": versions, "copy": copy, "rows": rows}
+    # A GPU's allocator forgets, a CPU's does not: there, a process for each shape.  Half of the time is for
+    # the turns.
+    for group in group_rows(rows, "name", *(["mode"] if CUDA else SHAPE)):
         try_alone(group, begin + 30 * args.minutes)
     left = sum(row["hidden"] * row["tokens"] for row in rows)
-    for group in groups(rows, *SHAPE):
+    for group in group_rows(rows, *SHAPE):
         print(f"{time.time() - begin:.0f} s:", *(group[0][key] for key in SHAPE), file=sys.stderr, flush=True)
         work = sum(row["hidden"] * row["tokens"] for row in group)
         take_turns(args, group, product, time.time() + work / left * (deadline - time.time()))
         left -= work
-        clean()
+        free_memory()
         Path(args.json).write_text(json.dumps(result | {"product": product}, indent=1))
     table(rows)
     if any("time" in row for row in rows):

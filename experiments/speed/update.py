@@ -1,23 +1,23 @@
-"""The policy update alone, on random weights in Qwen3-VL shapes: tokens/s, model FLOPs utilisation, peak memory.
+"""The policy update alone, on random weights in Qwen3-VL shapes: tokens/s, utilisation, peak memory.
 
-    python tests/benchmark_update.py                     2b, 4b and 8b on one CUDA GPU, some ten minutes
-    python tests/benchmark_update.py --sizes 8b --tokens 8192 --modes ours
-    python tests/benchmark_update.py --sizes tiny        a few seconds on a CPU: checks the script
+    python -m experiments.speed.update                   2b, 4b and 8b on one CUDA GPU, some ten minutes
+    python -m experiments.speed.update --sizes 8b --tokens 8192 --modes ours
+    python -m experiments.speed.update --sizes tiny      a few seconds on a CPU: checks the script
 
-Needs neither vLLM nor a download.  What is timed is Policy.gradient(): forward and backward pass of all micro-batches
-of a batch of groups, sharded over a mesh of one (fp32 master weights, bf16 compute).  A group is one picture of
-1024 x 1024 pixels (1024 tokens), a question, and 8 responses whose lengths are drawn from a log-normal (median 400,
-sigma 0.8, 32 to 2048): the spread that padding suffers from.  Modes:
+Needs neither vLLM nor a download.  What is timed is Policy.gradient(): forward and backward pass of all
+micro-batches of a batch of groups, sharded over a mesh of one (fp32 master weights, bf16 compute).  A group
+is one picture of 1024 x 1024 pixels (1024 tokens), a question, and 8 responses whose lengths are drawn from a
+log-normal (median 400, sigma 0.8, 32 to 2048): the spread that padding suffers from.  Modes:
 
     ours      a group is one row, rows end to end, FlexAttention
     apart     one response per row (its prompt repeated), rows end to end, FlexAttention
     padded    one response per row, rows padded to the longest, dense mask: what trainers without packing do
 
-Modes take turns within a size (--rounds), after one round that is not counted: it compiles.  FLOPs are those of the
-tokens of `ours`: 6 per weight and token, the head on response tokens only, attention over the pairs that the mask
-shows; recomputation under checkpointing is not counted.  So a mode's speed ratio is also its ratio of utilisation.
-Their gradient norms are compared (5 %).  The peak of 989 TFLOP/s is that of an H100 or H200.  On a CPU all modes use
-the dense mask and utilisation is not computed.
+Modes take turns within a size (--rounds), after one round that is not counted: it compiles.  FLOPs are those
+of the tokens of `ours`: 6 per weight and token, the head on response tokens only, attention over the pairs
+that the mask shows; recomputation under checkpointing is not counted.  So a mode's speed ratio is also its
+ratio of utilisation.  Their gradient norms are compared (5 %).  The peak of 989 TFLOP/s is that of an H100 or
+H200.  On a CPU all modes use the dense mask and utilisation is not computed.
 """
 
 import argparse
@@ -31,18 +31,18 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import torch
 import torch.distributed as dist
 
+import toy
 from data import Processor, Prompt, mrope_positions
 from grpo import Member
 from policy import Policy, Row, UpdateSettings, tree_mask
 
-ASSETS = Path(__file__).resolve().parent.parent / "assets" / "toy"
 PEAK = 989e12          # dense bf16 FLOP/s of an H100 or H200 by its data sheet
-# hidden, intermediate, layers, heads, key-value heads, tied head; vision: depth, hidden, intermediate, heads, deepstack
+MODES = ["ours", "apart", "padded"]
+# hidden, intermediate, layers, heads, key-value heads, tied head; vision: depth, hidden, intermediate, heads,
+# deepstack
 SHAPES = {"tiny": ((128, 384, 4, 4, 2, True), (2, 64, 128, 4, [0])),
           "2b": ((2048, 6144, 28, 16, 8, True), (24, 1024, 4096, 16, [5, 11, 17])),
           "4b": ((2560, 9728, 36, 32, 8, True), (24, 1024, 4096, 16, [5, 11, 17])),
@@ -62,18 +62,21 @@ class RandomPolicy(Policy):
 
 def make_folder(folder: Path, size: str) -> str:
     """Tokenizer and image processor of the built-in world, config of the given shape."""
-    (hidden, inner, layers, heads, kv, tied), (depth, width, vision_inner, vision_heads, deepstack) = SHAPES[size]
-    shutil.copytree(ASSETS, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    (hidden, inner, layers, heads, kv, tied), vision = SHAPES[size]
+    depth, width, vision_inner, vision_heads, deepstack = vision
+    shutil.copytree(toy.CHECKPOINT, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     config = json.loads((folder / "config.json").read_text())
     config["text_config"] |= {"hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers,
-                              "num_attention_heads": heads, "num_key_value_heads": kv, "tie_word_embeddings": tied,
+                              "num_attention_heads": heads, "num_key_value_heads": kv,
+                              "tie_word_embeddings": tied,
                               "max_position_embeddings": 65536}
     if size != "tiny":
         config["text_config"] |= {"vocab_size": 151936, "head_dim": 128}
         config["text_config"]["rope_parameters"] |= {"rope_theta": 5e6, "mrope_section": [24, 20, 20]}
     config["vision_config"] |= {"depth": depth, "hidden_size": width, "intermediate_size": vision_inner,
                                 "num_heads": vision_heads, "deepstack_visual_indexes": deepstack,
-                                "out_hidden_size": hidden, "num_position_embeddings": 2304 if size != "tiny" else 36}
+                                "out_hidden_size": hidden,
+                                "num_position_embeddings": 2304 if size != "tiny" else 36}
     config["tie_word_embeddings"] = tied
     (folder / "config.json").write_text(json.dumps(config))
     return str(folder)
@@ -90,7 +93,8 @@ def make_rows(processor: Processor, groups: int, tiny: bool, pictures: bool, see
     for _ in range(groups):
         ids = [rng.randrange(500) for _ in range(8)] + [processor.image_id] * (side ** 2 if pictures else 0)
         ids += [rng.randrange(500) for _ in range(text)]
-        prompt = Prompt(ids, mrope_positions(ids, [grid], processor.image_id, 2), ["noise"] if pictures else [])
+        positions = mrope_positions(ids, [grid], processor.image_id, 2)
+        prompt = Prompt(ids, positions, ["noise"] if pictures else [])
         lengths = [int(min(max(rng.lognormvariate(0, 0.8) * median, low), high)) for _ in range(8)]
         rows.append(Row(prompt, [Member([rng.randrange(500) for _ in range(n)], [-6.0] * n, 0.0,
                                         advantage=rng.gauss(0, 1)) for n in lengths]))
@@ -120,10 +124,12 @@ def alone(rows: list[Row]) -> list[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser("python -m experiments.speed.update", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=["2b", "4b", "8b"], choices=SHAPES)
-    parser.add_argument("--tokens", nargs="+", type=int, default=[2048, 4096, 8192, 16384], help="micro_batch_tokens")
-    parser.add_argument("--modes", nargs="+", default=["ours", "apart", "padded"], choices=["ours", "apart", "padded"])
+    parser.add_argument("--tokens", nargs="+", type=int, default=[2048, 4096, 8192, 16384],
+                        help="micro_batch_tokens")
+    parser.add_argument("--modes", nargs="+", default=MODES, choices=MODES)
     parser.add_argument("--checkpointing", nargs="+", type=int, default=[1, 0], choices=[0, 1])
     parser.add_argument("--groups", type=int, default=8)
     parser.add_argument("--text_only", action="store_true", help="groups without a picture")
@@ -133,7 +139,8 @@ def main() -> None:
     if not cuda and args.sizes != ["tiny"]:
         sys.exit("error: no CUDA device; --sizes tiny runs on a CPU")
     device = "cuda:0" if cuda else "cpu"
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", store=dist.HashStore(), rank=0,
+                            world_size=1)
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name() if cuda else 'CPU'}; "
           f"medians of {args.rounds} rounds over {args.groups} groups of 8\n\n"
           "| size | tokens | checkpointing | mode | s | tokens/s | MFU | peak GiB | "
@@ -144,14 +151,17 @@ def main() -> None:
             processor = Processor(path)
             rows = make_rows(processor, args.groups, size == "tiny", not args.text_only)
             for checkpointing in args.checkpointing:
-                measure(path, processor, rows, device, size, checkpointing, args)
+                time_modes(path, processor, rows, device, size, checkpointing, args)
     dist.destroy_process_group()
 
 
-def measure(path: str, processor: Processor, rows: list[Row], device: str, size: str, checkpointing: int, args) -> None:
+def time_modes(path: str, processor: Processor, rows: list[Row], device: str, size: str, checkpointing: int,
+               args: argparse.Namespace) -> None:
+    """Prints a row for each mode and micro-batch size."""
     def build() -> RandomPolicy:
         torch.manual_seed(0)
-        return RandomPolicy(path, processor, reference=False, device=device, gradient_checkpointing=bool(checkpointing),
+        return RandomPolicy(path, processor, reference=False, device=device,
+                            gradient_checkpointing=bool(checkpointing),
                             compute_dtype=torch.bfloat16 if device != "cpu" else None)
 
     def norm() -> float:
@@ -163,7 +173,7 @@ def measure(path: str, processor: Processor, rows: list[Row], device: str, size:
     for budget in args.tokens:
         settings = UpdateSettings(micro_batch_tokens=budget, kl_coef=0.0)
         seconds, peaks, norms = {mode: [] for mode in args.modes}, dict.fromkeys(args.modes, 0.0), {}
-        for round_ in range(args.rounds + 1):
+        for number in range(args.rounds + 1):
             for mode in list(seconds):
                 policy.flex = device != "cpu" and mode != "padded"
                 policy.packed = mode != "padded"
@@ -185,7 +195,7 @@ def measure(path: str, processor: Processor, rows: list[Row], device: str, size:
                     policy = build()
                     continue
                 norms.setdefault(mode, norm())
-                if round_:
+                if number:                                # the first round compiles
                     seconds[mode].append(time.perf_counter() - began)
                     peaks[mode] = torch.cuda.max_memory_allocated() / 2**30 if device != "cpu" else 0.0
         if norms and max(norms.values()) > 1.05 * min(norms.values()):
@@ -194,8 +204,8 @@ def measure(path: str, processor: Processor, rows: list[Row], device: str, size:
         for mode, s in middle.items():
             ratio = f"{s / middle['ours']:.2f} x" if mode != "ours" and "ours" in middle else ""
             gpu = f"{work / s / PEAK:.3f} | {peaks[mode]:.1f}" if device != "cpu" else " | "
-            print(f"| {size} | {budget} | {checkpointing} | {mode} | {s:.2f} | {tokens / s:.0f} | {gpu} | {ratio} |",
-                  flush=True)
+            print(f"| {size} | {budget} | {checkpointing} | {mode} | {s:.2f} | {tokens / s:.0f} | {gpu} | "
+                  f"{ratio} |", flush=True)
 
 
 if __name__ == "__main__":
