@@ -43,7 +43,7 @@ from sampler import Engine, Rollout, Sample, on_leader, resample, sample
 from tools.files import write_whole
 from training.config import Config, read_config
 from training.continuous import two_stages
-from training.parts import RULE, Parts, assemble, counted_families, takes_turns
+from training.parts import RULE, Parts, assemble, counted_families, data_note, takes_turns
 from training.report import write_report
 from training.rollouts import judge_metrics, rollout_of_row, rollout_row, statistics
 from training.run_folder import RunFolder
@@ -303,6 +303,7 @@ def finish(p: Parts) -> None:
             columns |= {"end (T=1)": end["eval"], "end (greedy)": end["eval_greedy"]}
             summary |= {"end": end["eval"], "end_greedy": end["eval_greedy"]}
         print(table(columns))
+    summary |= {"note": data_note(p.queries)}
     write_whole(run.folder / "summary.json", json.dumps(summary, indent=2))
     print(f"report: {write_report([run.folder])}")
 

@@ -19,6 +19,9 @@ from tools.programs import first_line
 @contextmanager
 def loading(what: str) -> Iterator[None]:
     """One line for whatever transformers raises on a folder that is no complete vision-language model."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()                        # bars of a model that loads in a second
     try:
         yield
     except DataError:

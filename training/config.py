@@ -41,16 +41,16 @@ class Config:
     model: str = setting("", "start policy: checkpoint folder or hub id; empty: the built-in world's")
     data: str = setting("", "training queries: a JSONL file (data.py); empty: the built-in world")
     eval_data: str = setting("", "held-out queries, as --data; empty: the built-in world's, or none")
-    verifier: str = setting("", "who judges: URLs of OpenAI-compatible servers (commas between), a model to run "
-                            "in process, 'rule' (the final answer alone), or a file of yours, NAME.py "
-                            "(judges/custom.py); empty: the built-in world's exact verifier")
+    verifier: str = setting(
+        "", "who judges: URLs of OpenAI-compatible servers (commas between), a model to run in process, 'rule' "
+        "(the final answer alone), or a file of yours, NAME.py (judges/custom.py); empty: the built-in world's "
+        "exact verifier")
     judge_prompt: str = setting("", "file of what the judge reads; empty: prompts/judge_*.txt")
     retry_prompt: str = setting("", "file with what stage 2 says; empty: prompts/retry.txt")
     judge_model: str = setting("", "name of the model at the URL; empty: the one that is served")
     judge_concurrency: int = setting(32, "judge calls under way at once, per rank")
     judge_timeout: float = setting(120.0, "seconds for one try of a judge call")
     judge_max_failed: float = setting(0.2, "stop if more than this share of the last verdicts failed")
-    note: str = setting("", "a sentence for the report; empty: what built-in data need")
     output_dir: str = setting("", "run folder; empty: runs/<time>-<method>")
     seed: int = setting(0, "seed of data order and of every sample")
 

@@ -193,7 +193,6 @@ def assemble(config: Config, run: RunFolder, device: str) -> Parts:
     if samples:
         engine = policy_engine(config, processor, policy)
         start_judge(verifier, engine)
-    config.note = config.note or data_note(queries)
     run.open(config)
     return Parts(config, run, queries, heldout, pairs, recorded, template, processor, policy, engine,
                  verifier, exact_verifier)

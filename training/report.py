@@ -46,6 +46,7 @@ class Run:
     seconds: float
     label: str
     colour: str                     # a CSS variable
+    note: str = ""                  # what a reader has to know of the data
 
     def evals(self) -> list[dict]:
         return [row["eval"] for row in self.rows if row.get("eval")] or [{}]
@@ -69,6 +70,7 @@ def read_runs(folders: list[Path]) -> list[Run]:
             if row.get("rolled_back_token_share") == 0:
                 row["context_gap"] = None
         run = Run(folder, config, rows, 0.0, config.get("method", folder.name), f"var(--c{i % 6})")
+        run.note = str(summary.get("note", ""))
         run.seconds = summary.get("wall_seconds") or run.total("time/rollout") + run.total("time/update")
         runs.append(run)
     count = Counter(run.label for run in runs)
@@ -354,7 +356,7 @@ def gallery(run: Run) -> str:
                   "<p class=note>Reference, for the verifier only"
                   f"<p class=said>{escape(row['solution'])}</div>"
                   f"<div>{tries(row)}{trained(row)}</div></article>")
-    note = escape(str(run.config.get("note", "")))
+    note = escape(run.note)
     return cards and (f"<h2>Rollouts</h2><p class=intro>From {escape(run.label)}; chosen because they are "
                       f"easy to follow, not because they are typical. {note}</p>{cards}")
 

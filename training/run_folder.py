@@ -36,7 +36,7 @@ class RunFolder:
 
     # Settings that may change when a run is resumed; any other change would be another experiment.
     MAY_CHANGE_ON_RESUME = {
-        "resume", "stop_after", "output_dir", "note", "eval_every", "save_every", "device",
+        "resume", "stop_after", "output_dir", "eval_every", "save_every", "device",
         "micro_batch_tokens", "attention", "gradient_checkpointing", "offload_reference", "engine_memory",
         "tensor_parallel", "barrier", "judge_concurrency", "judge_timeout", "judge_max_failed"}
 
