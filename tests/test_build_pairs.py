@@ -1,10 +1,12 @@
-"""build_pairs.py: similarity search, condition filtering, editing by a program; functions, then the command line.
+"""context_pairs/build.py: similarity search, condition filtering, editing by a program; functions, then the
+command line.
 
-Guards against: pairs that are no pairs, a context that tells its answer, a bad picture or program that ends a build,
-and anything left out without being counted.
+Guards against: pairs that are no pairs, a context that tells its answer, a bad picture or program that ends a
+build, and anything left out without being counted.
 """
 
 import io
+import json
 import subprocess
 import sys
 from collections import Counter
@@ -12,14 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import MODEL
+from conftest import ALONE, MODEL, ROOT
 from PIL import Image
-from test_pairs import command, write
 
-from context_pairs import build as build_pairs
 import toy
-from data import DataError, Query, save_queries
+from context_pairs import build as build_pairs
 from context_pairs.pairs import load_pairs
+from data import DataError, Query, save_queries
 
 
 def pool(*rows) -> list[Query]:
@@ -101,8 +102,17 @@ def test_edited_pairs_come_from_a_program(folder):
         list(build_pairs.edited_pairs(queries[:1], "no_such_program", 5, left_out))
 
 
+def program(name: str, *arguments) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", f"context_pairs.{name}", *map(str, arguments)], cwd=ROOT,
+                          env=ALONE, timeout=120, capture_output=True, text=True)
+
+
 def build(*arguments) -> subprocess.CompletedProcess:
-    return command(*arguments, name="build_pairs.py")
+    return program("build", *arguments)
+
+
+def write(path: Path, *rows: dict) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def test_builders_on_the_command_line(folder):
@@ -115,7 +125,7 @@ def test_builders_on_the_command_line(folder):
     assert done.stdout.splitlines()[-1] == f"{len(found)} context pairs written to {folder}/out/pairs.jsonl"
     by_id = {q.id: q for q in toy.train_queries(300)}
     assert found and all(by_id[p.id].question == p.question and by_id[p.id].answer == p.answer for p in found)
-    shown = command(folder / "out" / "pairs.jsonl")
+    shown = program("pairs", folder / "out" / "pairs.jsonl")
     assert shown.returncode == 0 and shown.stdout.startswith(f"{len(found)} context pairs ({len(found)} image), ")
     np.save(folder / "wrong.npy", np.zeros((3, 2)))
     done = build("similar", folder / "pool" / "train.jsonl", folder / "x.jsonl", "--vectors", folder / "wrong.npy")
