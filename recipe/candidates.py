@@ -69,17 +69,18 @@ def split_choices(text: str) -> tuple[str, dict[str, str] | None]:
     ('Find x.', {'A': '20', 'B': '30'})
     """
     marker = next(re.finditer(r"\b(?:choices|options)\s*:", text, re.IGNORECASE), None)
-    found = []
+    labels = []
     for label in LABEL.finditer(text, marker.end() if marker else 0):
         before = text[:label.start()].rstrip(" ")
         starts = not before or before[-1] in "\n?:." and (not label[1] or before[-1] != ".")
-        if (marker or found or starts) and (label[1] or label[2]) == "ABCDEFGHIJ"[len(found):len(found) + 1]:
-            found.append(label)
-    ends = [label.start() for label in found[1:]] + [len(text)]
-    options = {(a[1] or a[2]): text[a.end():end].strip(" \n;,") for a, end in zip(found, ends)}
+        due = "ABCDEFGHIJ"[len(labels):len(labels) + 1]
+        if (marker or labels or starts) and (label[1] or label[2]) == due:
+            labels.append(label)
+    ends = [label.start() for label in labels[1:]] + [len(text)]
+    options = {(a[1] or a[2]): text[a.end():end].strip(" \n;,") for a, end in zip(labels, ends)}
     if len(options) < 2 or not all(options.values()):
         return text.strip(), None
-    return text[:(marker or found[0]).start()].strip(), options
+    return text[:(marker or labels[0]).start()].strip(), options
 
 
 def clean_question(text: str) -> tuple[str, dict[str, str] | None]:

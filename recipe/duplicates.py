@@ -84,11 +84,11 @@ def benchmark_rows(folder: Path) -> Iterator[tuple[Path, dict]]:
 def benchmark_index(folder: Path, distance: int, clean: Callable) -> tuple[HashIndex, set[int], dict]:
     """-> (hashes of all pictures, 8-grams of all questions, what was found).  Columns go by their usual
     names; a picture is bytes, {bytes, path}, a path beside the file, base64, or a list of them."""
-    pictures, known, found = HashIndex(distance), set(), defaultdict(Counter)
+    pictures, questions, files = HashIndex(distance), set(), defaultdict(Counter)
     for file, row in benchmark_rows(folder):
         if not isinstance(row, dict):
             raise DataError(f"benchmark {file}: a row must be an object")
-        counts = found[str(file.relative_to(folder))]
+        counts = files[str(file.relative_to(folder))]
         counts["rows"] += 1
         values = next((row[name] for name in ("decoded_image", "image", "images", "bytes", "image_path")
                        if row.get(name)), [])
@@ -104,13 +104,13 @@ def benchmark_index(folder: Path, distance: int, clean: Callable) -> tuple[HashI
                 counts["pictures that cannot be read"] += 1
         names = ("question", "reasoning_q", "query", "problem", "prompt")
         text = next((row[name] for name in names if row.get(name)), "")
-        known |= grams(clean(str(text)))
+        questions |= grams(clean(str(text)))
         counts["questions"] += bool(text)
-    for file, counts in found.items():           # half a benchmark would let its other half through
+    for file, counts in files.items():           # half a benchmark would let its other half through
         if not counts["pictures"] or not counts["questions"] or counts["pictures that cannot be read"]:
             raise DataError(f"benchmark {folder / file}: {dict(counts)}, is there a column image and a "
                             "question?")
-    return pictures, known, {file: dict(counts) for file, counts in found.items()}
+    return pictures, questions, {file: dict(counts) for file, counts in files.items()}
 
 
 def from_base64(text: str) -> bytes:
