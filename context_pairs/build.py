@@ -1,14 +1,17 @@
 """Builds context pairs (pairs.py) in the three ways of arXiv 2606.17053 that need no service of their own.
 
-    python build_pairs.py similar POOL OUT --model MODEL      similarity search in a pool of queries: alike pictures,
-                                                              the same question, different answers
-    python build_pairs.py filter FILE OUT --same repo file    condition filtering: trajectories that agree in these
-                                                              fields, with the answers masked
-    python build_pairs.py edit POOL OUT --command 'program'   generative editing by a program of yours
+    python -m context_pairs.build similar POOL OUT --model MODEL
+        similarity search in a pool of queries: alike pictures, the same question, different answers
+    python -m context_pairs.build filter FILE OUT --same repo file
+        condition filtering: trajectories that agree in these fields, with the answers masked
+    python -m context_pairs.build edit POOL OUT --command 'program'
+        generative editing by a program of yours
 
-POOL is anything that data.py reads, FILE is JSONL of trajectories: {"id", "question", "answer", "context", ...}.
-What is left out is counted.  The paper goes on to let a strong model check the pairs, and keeps those that the policy
-solves now and then; neither is done here.
+POOL is a JSONL file of queries (data.py), FILE is JSONL of trajectories: {"id", "question", "answer",
+"context", ...}.  OUT is a JSONL file, images/ lies beside it.  What is left out is counted.
+
+The paper goes on to let a strong model check the pairs, and keeps those that the policy solves now and then;
+neither is done here.
 """
 
 import argparse
@@ -23,32 +26,40 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from judges.answers import same
-from data import DataError, Query, json_lines, json_row, load_queries, read_picture
+import numpy as np
+import torch
+from tqdm import tqdm
+
 from context_pairs.pairs import ContextPair, same_context, save_pairs
+from data import DataError, Processor, Query, json_lines, json_row, load_model, load_queries, read_picture
+from judges.answers import same
+from tools.programs import one_line_errors
 
 MASK = "[masked]"
 
 
-def similar_pairs(queries: list[Query], vectors, least: float, left_out: Counter) -> Iterator[ContextPair]:
-    """Similarity search: for each query the nearest picture of the pool about which the SAME question has another
-    answer, so the label needs no model.  `vectors` [n, d] float32, one row for the picture of each query.
+# ------------------------------------------------------------------------------------------ similarity search
 
-    Centred on the pool's mean first: the vectors of a vision tower share so much that else all are alike.  What is
-    alike then depends on the model, so the cosines that were found are printed.
+def similar_pairs(queries: list[Query], vectors: np.ndarray, min_cosine: float,
+                  left_out: Counter) -> Iterator[ContextPair]:
+    """Similarity search: for each query the nearest picture of the pool about which the SAME question has
+    another answer, so the label needs no model.  `vectors` [n, d] float32, one row for the picture of each
+    query.
+
+    Centred on the pool's mean first: the vectors of a vision tower share so much that else all are alike.
+    What is alike then depends on the model, so the cosines that were found are printed.
     """
-    import numpy as np
-
     vectors = vectors - vectors.mean(axis=0)
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    cosines, asked = [], defaultdict(list)
+    cosines, by_question = [], defaultdict(list)
     for i, query in enumerate(queries):
-        asked[" ".join(query.question.lower().split())].append(i)
-    for members in asked.values():
-        here = vectors[members]
+        by_question[" ".join(query.question.lower().split())].append(i)
+    for members in by_question.values():
+        group = vectors[members]
         for k, i in enumerate(members):
-            order = np.argsort(-(here @ here[k]), kind="stable")
-            other = next((members[j] for j in order if not same(queries[members[j]].answer, queries[i].answer)), None)
+            nearest_first = np.argsort(-(group @ group[k]), kind="stable")
+            other = next((members[j] for j in nearest_first
+                          if not same(queries[members[j]].answer, queries[i].answer)), None)
             if other is None:
                 left_out["no other answer to the question in the pool"] += 1
                 continue
@@ -58,42 +69,52 @@ def similar_pairs(queries: list[Query], vectors, least: float, left_out: Counter
                 left_out["the nearest picture with another answer is the same picture: a wrong label"] += 1
                 continue
             cosines.append(float(vectors[other] @ vectors[i]))
-            if cosines[-1] < least:
-                left_out[f"no picture with another answer within a cosine of {least}"] += 1
+            if cosines[-1] < min_cosine:
+                left_out[f"no picture with another answer within a cosine of {min_cosine}"] += 1
             else:
                 yield pair
     if cosines:
         print("cosine of the nearest picture with another answer: " + ", ".join(
-            f"{share} % of the queries above {np.percentile(cosines, 100 - share):.2f}" for share in (90, 50, 10, 1)))
+            f"{share} % of the queries above {np.percentile(cosines, 100 - share):.2f}"
+            for share in (90, 50, 10, 1)))
 
 
-def picture_vectors(queries: list[Query], model: str):
-    """[n, d] float32: mean over the image tokens that the model's vision tower makes of each picture."""
-    import numpy as np
-    import torch
-    from tqdm import tqdm
-    from transformers import AutoModelForImageTextToText
+def load_vision_tower(model: str) -> tuple[Processor, torch.nn.Module]:
+    from training.parts import load_processor, loading, model_path
 
-    from data import Processor
+    processor = load_processor(model)
+    with loading(f"model {model}"):
+        tower = load_model(model_path(model), "auto").model.visual.eval()
+    return processor, tower.to("cuda" if torch.cuda.is_available() else "cpu")
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        processor = Processor(model)
-        tower = AutoModelForImageTextToText.from_pretrained(model).model.visual.eval().to(device)
-    except (OSError, ValueError, AttributeError, RuntimeError, KeyError) as error:
-        raise DataError(f"cannot load model {model}: {(str(error).splitlines() or [''])[0]}") from None
+
+@torch.no_grad()
+def picture_vectors(queries: list[Query], processor: Processor, tower: torch.nn.Module) -> np.ndarray:
+    """[n, d] float32: mean over the image tokens that a model's vision tower makes of each picture."""
     vectors = []
-    with torch.no_grad():
-        for query in tqdm(queries, desc="vectors"):
-            pixels, grid = processor.pixels(query.images[0])
-            out = tower(pixels.to(device, tower.dtype), grid_thw=torch.tensor([grid], device=device))
-            vectors.append(out.pooler_output.float().mean(dim=0).cpu().numpy())
+    for query in tqdm(queries, desc="vectors"):
+        pixels, grid = processor.pixels(query.images[0])
+        out = tower(pixels.to(tower.device, tower.dtype), grid_thw=torch.tensor([grid], device=tower.device))
+        vectors.append(out.pooler_output.float().mean(dim=0).cpu().numpy())
     return np.stack(vectors)
 
 
+def read_vectors(file: str, rows: int) -> np.ndarray:
+    try:
+        vectors = np.load(file, allow_pickle=False).astype(np.float32)
+    except (OSError, ValueError, EOFError, AttributeError) as error:
+        raise DataError(f"cannot read {file} as one .npy array ({type(error).__name__})") from None
+    if vectors.ndim != 2 or len(vectors) != rows or not np.isfinite(vectors).all():
+        raise DataError(f"{file}: {vectors.shape}, finite rows for {rows} queries are needed")
+    return vectors
+
+
+# ---------------------------------------------------------------------------------------- condition filtering
+
 def filtered_pairs(rows: list[dict], fields: list[str], left_out: Counter) -> Iterator[ContextPair]:
-    """Condition filtering: two trajectories that agree in all `fields` (repository, commit, file, ...) but were about
-    different questions with different answers.  What either answer says is masked in both, or the text would tell."""
+    """Condition filtering: two trajectories that agree in all `fields` (repository, commit, file, ...) but
+    were about different questions with different answers.  What either answer says is masked in both, or the
+    text would tell."""
     groups = defaultdict(list)
     for row in rows:
         if all(row.get(name) not in (None, "") for name in fields):
@@ -117,15 +138,16 @@ def filtered_pairs(rows: list[dict], fields: list[str], left_out: Counter) -> It
 
 
 def masked(context: str, *answers: str) -> str:
-    """Takes what the answers say out of a context: their lines of at least 8 characters, also where they are changed
-    lines of a patch, and a short answer (one line, less than that) wherever it stands as a word.
+    """Takes what the answers say out of a context: their lines of at least 8 characters, also where they are
+    changed lines of a patch, and a short answer (one line, less than that) wherever it stands as a word.
 
     >>> masked("edit a.py: return x + 1, done", "-    return x\\n+    return x + 1")
     'edit a.py: [masked], done'
     >>> masked("yes, it was yesterday", "yes")
     '[masked], it was yesterday'
     """
-    lines = {re.sub(r"^[+-](?![+-]{2} )", "", line).strip() for answer in answers for line in answer.splitlines()}
+    lines = {re.sub(r"^[+-](?![+-]{2} )", "", line).strip()
+             for answer in answers for line in answer.splitlines()}
     for line in sorted((line for line in lines if len(line) >= 8), key=len, reverse=True):
         context = context.replace(line, MASK)
     for answer in {a.strip() for a in answers if len(a.strip()) < 8}:
@@ -151,14 +173,19 @@ def read_trajectories(path: Path, left_out: Counter) -> list[dict]:
             rows.append(row)
         except (DataError, KeyError, TypeError) as error:
             left_out["bad rows"] += 1
-            print(f"skipped {where}: {error if isinstance(error, DataError) else 'a message is none'}", file=sys.stderr)
+            why = error if isinstance(error, DataError) else "a message is none"
+            print(f"skipped {where}: {why}", file=sys.stderr)
     return rows
 
 
-def edited_pairs(queries: list[Query], command: str, timeout: float, left_out: Counter) -> Iterator[ContextPair]:
+# ----------------------------------------------------------------------------------------- generative editing
+
+def edited_pairs(queries: list[Query], command: str, timeout: float,
+                 left_out: Counter) -> Iterator[ContextPair]:
     """Generative editing, done by a program of yours (an image model, say).  It runs once per query, gets
-    {"question", "answer", "image": path, "output": path} as JSON on stdin, writes the edited picture to `output` (PNG)
-    and prints {"answer": the answer of the edited picture}; another exit code than 0 means that it declines.
+    {"question", "answer", "image": path, "output": path} as JSON on stdin, writes the edited picture to
+    `output` (PNG) and prints {"answer": the answer of the edited picture}; another exit code than 0 means
+    that it declines.
 
     Each edit makes two pairs: the original supports its answer, the edited picture supports the new one.
     """
@@ -166,8 +193,9 @@ def edited_pairs(queries: list[Query], command: str, timeout: float, left_out: C
         with tempfile.TemporaryDirectory() as folder:
             before, after = Path(folder) / "image.png", Path(folder) / "edited.png"
             read_picture(query.images[0]).save(before)
-            asked = {"question": query.question, "answer": query.answer, "image": str(before), "output": str(after)}
-            code, output = run_editor(command, json.dumps(asked), timeout)
+            task = {"question": query.question, "answer": query.answer,
+                    "image": str(before), "output": str(after)}
+            code, output = run_editor(command, json.dumps(task), timeout)
             if code is None:
                 left_out["the program took too long"] += 1
                 continue
@@ -193,7 +221,8 @@ def edited_pairs(queries: list[Query], command: str, timeout: float, left_out: C
 
 
 def run_editor(command: str, text: str, timeout: float) -> tuple[int | None, str]:
-    """-> (exit code, stdout); None: it took too long, and all that it started is ended.  Its stderr is shown."""
+    """-> (exit code, stdout); None: it took too long, and all that it started is ended.  Its stderr is
+    shown."""
     program = subprocess.Popen(command, shell=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                                start_new_session=True)
     try:
@@ -202,63 +231,12 @@ def run_editor(command: str, text: str, timeout: float) -> tuple[int | None, str
         os.killpg(program.pid, signal.SIGKILL)
         program.communicate()
         return None, ""
-    if program.returncode in (126, 127):                                          # the shell could not start it
+    if program.returncode in (126, 127):                                 # the shell could not start it
         raise DataError(f"--command cannot be run: {command}")
     return program.returncode, output
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command_", required=True)
-    similar, filter_, edit = (commands.add_parser(name) for name in ("similar", "filter", "edit"))
-    for command, what in ((similar, "queries, as data.py reads them"), (filter_, "JSONL of trajectories"),
-                          (edit, "queries, as data.py reads them")):
-        command.add_argument("pool", help=what)
-        command.add_argument("out", type=Path, help="JSONL file to write; images/ beside it")
-    vectors = similar.add_mutually_exclusive_group(required=True)
-    vectors.add_argument("--model", help="checkpoint whose vision tower compares the pictures, e.g. the policy")
-    vectors.add_argument("--vectors", help=".npy file [n, d], one row per query, from any other model")
-    similar.add_argument("--cosine", type=float, default=0.85, help="least similarity (the paper's 0.85)")
-    filter_.add_argument("--same", nargs="+", required=True, help="fields in which both trajectories agree")
-    edit.add_argument("--command", required=True, help="program; see edited_pairs() for what it gets and returns")
-    edit.add_argument("--timeout", type=float, default=600.0, help="seconds for one picture")
-    args = parser.parse_args()
-    try:
-        build(args)
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
-def build(args: argparse.Namespace) -> None:
-    left_out = Counter()
-    if args.out.is_dir():
-        raise DataError(f"{args.out} is a folder")
-    if args.command_ == "filter":
-        found = filtered_pairs(read_trajectories(Path(args.pool), left_out), args.same, left_out)
-    else:
-        queries = load_queries(args.pool)
-        vectors = read_vectors(args.vectors, len(queries)) if args.command_ == "similar" and args.vectors else None
-        keep = [i for i, query in enumerate(queries) if readable(query, left_out)]
-        queries = [queries[i] for i in keep]
-        if not queries:
-            raise DataError(f"no query with exactly one readable picture in {args.pool}")
-        if args.command_ == "edit":
-            found = edited_pairs(queries, args.command, args.timeout, left_out)
-        else:
-            found = similar_pairs(queries, picture_vectors(queries, args.model) if vectors is None else vectors[keep],
-                                  args.cosine, left_out)
-    try:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        count = save_pairs(found, args.out)
-    except OSError as error:
-        raise DataError(f"cannot write {args.out}: {error.strerror}") from None
-    lines = [f"left out: {n}, {why}" for why, n in left_out.items() if n]
-    if not count:
-        args.out.unlink()
-        raise DataError("; ".join(["no pair found", *lines]))
-    print(*lines, f"{count} context pairs written to {args.out}", sep="\n")
-
+# ----------------------------------------------------------------------------------------------- command line
 
 def readable(query: Query, left_out: Counter) -> bool:
     """Whether a query has exactly one picture, all of which can be read."""
@@ -271,19 +249,56 @@ def readable(query: Query, left_out: Counter) -> bool:
     return False
 
 
-def read_vectors(file: str, rows: int):
-    import numpy as np
-
+def build(args: argparse.Namespace) -> None:
+    left_out = Counter()
+    if args.out.is_dir():
+        raise DataError(f"{args.out} is a folder")
+    if args.way == "filter":
+        pairs = filtered_pairs(read_trajectories(Path(args.pool), left_out), args.same, left_out)
+    else:
+        queries = load_queries(args.pool)
+        vectors = read_vectors(args.vectors, len(queries)) if args.way == "similar" and args.vectors else None
+        keep = [i for i, query in enumerate(queries) if readable(query, left_out)]
+        queries = [queries[i] for i in keep]
+        if not queries:
+            raise DataError(f"no query with exactly one readable picture in {args.pool}")
+        if args.way == "edit":
+            pairs = edited_pairs(queries, args.command, args.timeout, left_out)
+        else:
+            vectors = (picture_vectors(queries, *load_vision_tower(args.model)) if vectors is None
+                       else vectors[keep])
+            pairs = similar_pairs(queries, vectors, args.cosine, left_out)
     try:
-        vectors = np.load(file, allow_pickle=False).astype(np.float32)
-    except (OSError, ValueError, EOFError, AttributeError) as error:
-        raise DataError(f"cannot read {file} as one .npy array ({type(error).__name__})") from None
-    if vectors.ndim != 2 or len(vectors) != rows or not np.isfinite(vectors).all():
-        raise DataError(f"{file}: {vectors.shape}, finite rows for {rows} queries are needed")
-    return vectors
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        count = save_pairs(pairs, args.out)
+    except OSError as error:
+        raise DataError(f"cannot write {args.out}: {error.strerror}") from None
+    lines = [f"left out: {n}, {why}" for why, n in left_out.items() if n]
+    if not count:
+        args.out.unlink()
+        raise DataError("; ".join(["no pair found", *lines]))
+    print(*lines, f"{count} context pairs written to {args.out}", sep="\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m context_pairs.build", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    ways = parser.add_subparsers(dest="way", required=True)
+    similar, filtering, edit = (ways.add_parser(name) for name in ("similar", "filter", "edit"))
+    for way, what in ((similar, "JSONL file of queries"), (filtering, "JSONL file of trajectories"),
+                      (edit, "JSONL file of queries")):
+        way.add_argument("pool", help=what)
+        way.add_argument("out", type=Path, help="JSONL file to write; images/ beside it")
+    source = similar.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", help="whose vision tower compares the pictures, e.g. the policy")
+    source.add_argument("--vectors", help=".npy file [n, d], one row per query, from any other model")
+    similar.add_argument("--cosine", type=float, default=0.85, help="least similarity (the paper's 0.85)")
+    filtering.add_argument("--same", nargs="+", required=True, help="fields in which both trajectories agree")
+    edit.add_argument("--command", required=True, help="program; edited_pairs() says what it gets, returns")
+    edit.add_argument("--timeout", type=float, default=600.0, help="seconds for one picture")
+    with one_line_errors():
+        build(parser.parse_args())
 
 
 if __name__ == "__main__":
-    import build_pairs              # not this copy of it: what the readers raise has to be what main() catches
-
-    build_pairs.main()
+    main()

@@ -1,24 +1,26 @@
 """Context pairs: given a question and its answer, which of two nearly identical contexts supports the answer?
 
-Data of the second method of this name (Context-Aware RL, arXiv 2606.17053).  A context is an image, or a text such as
-an agent's trajectory.  Both stand in ONE prompt as options A and B; the policy is not sampled, its two letters are
-compared (grpo.context_loss).  A file is JSONL, one pair a line, image paths relative to it:
+Data of the second method of this name (Context-Aware RL, arXiv 2606.17053).  A context is an image, or a text
+such as an agent's trajectory.  Both stand in ONE prompt as options A and B; the policy is not sampled, its
+two letters are compared (loss.py).  A file is JSONL, one pair a line, image paths relative to it:
 
     {"id": "p1", "question": "how many red ?", "answer": "3", "supporting": "a.png", "confounding": "b.png"}
 
     "kind": "text"      supporting and confounding are texts, not images
-    "prompt"            another wording of the task: two marks <image>, or {A} and {B} where the texts go; {question}
-                        and {answer} are filled in
+    "prompt"            another wording of the task: two marks <image>, or {A} and {B} where the texts go;
+                        {question} and {answer} are filled in
 
-Rows of the released loaders are read as well (JSONL, or parquet with encoded images; a folder or hub id of such):
+Rows of the released loaders are read too (JSONL, parquet with encoded images, a folder or hub id of such):
 
-    problem, answer, images       two images and an answer A or B, where A names the first image; rows with one image or
-                                  none are ordinary queries and left out.  "Output A or B directly." is added
-    prompt, correct_answer        both contexts are part of the text already: the order stays as it is
+    problem, answer, images     two images and an answer A or B, where A names the first image; rows with one
+                                image or none are ordinary queries and left out.  "Output A or B directly." is
+                                added
+    prompt, correct_answer      both contexts are part of the text already: the order stays as it is
 
-Which option is right is not taken from the file but dealt anew when it is read, from the seed: half A, half B.
+Which option is right is not taken from the file: half of the pairs get A, half B, dealt from the seed.
 
-    python pairs.py FILE        what is in it and what is wrong with it  (build_pairs.py makes such files)
+    python -m context_pairs.pairs FILE        what is in it and what is wrong with it
+    python -m context_pairs.build ...         makes such files
 """
 
 import hashlib
@@ -32,6 +34,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from data import IMAGE_MARK, DataError, Query, check_picture, json_lines, json_row, read_picture, save_image
+from tools.programs import one_line_errors
+from tools.tables import hub_rows, parquet_rows
 
 OUTPUT = "Output A or B directly."
 IMAGE_PROMPT = (f"A: {IMAGE_MARK}\nB: {IMAGE_MARK}\nQuestion: {{question}}\nAnswer: {{answer}}\n"
@@ -65,8 +69,8 @@ class OrdinaryRow(DataError):
 def load_pairs(source: str | Path, seed: int = 0) -> list[ContextPair]:
     """All pairs of a file, folder or hub id, with their letters dealt.
 
-    A row that cannot be used is skipped, counted and named on stderr, ordinary rows are counted; no pair at all is an
-    error.
+    A row that cannot be used is skipped, counted and named on stderr, ordinary rows are counted; no pair at
+    all is an error.
     """
     pairs, seen, bad, ordinary = [], set(), [], 0
     for where, row, folder in rows_of(str(source)):
@@ -87,14 +91,14 @@ def load_pairs(source: str | Path, seed: int = 0) -> list[ContextPair]:
                         + (f"; the first bad one: {bad[0]}" if bad else ""))
     if (bad or ordinary) and os.environ.get("RANK", "0") == "0":
         print(*(f"skipped {problem}" for problem in bad[:REPORTED]),
-              f"{len(bad)} bad rows and {ordinary} ordinary ones skipped, {len(pairs)} pairs read from {source}",
-              sep="\n", file=sys.stderr)
+              f"{len(bad)} bad rows and {ordinary} ordinary ones skipped, {len(pairs)} pairs read from "
+              f"{source}", sep="\n", file=sys.stderr)
     return deal_letters(pairs, seed)
 
 
 def deal_letters(pairs: list[ContextPair], seed: int) -> list[ContextPair]:
-    """Half of the pairs get A, half B, exactly, whatever the order of the file: a policy that always says the same
-    letter has an accuracy of 0.5.  Pairs whose order is fixed keep theirs."""
+    """Half of the pairs get A, half B, exactly, whatever the order of the file: a policy that always says the
+    same letter has an accuracy of 0.5.  Pairs whose order is fixed keep theirs."""
     free = sorted((p.id for p in pairs if p.kind != "prompt"),
                   key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
     letters = {name: "AB"[i % 2] for i, name in enumerate(free)}
@@ -107,16 +111,17 @@ def swap_options(pair: ContextPair) -> ContextPair:
 
 
 def query_of_pair(pair: ContextPair) -> Query:
-    """What the policy is asked; the reference is the letter, and no judge is needed to compare it.  (Its id is not the
-    pair's: a builder takes that from a query, which may be trained on as well.)"""
-    ordered = (pair.supporting, pair.confounding) if pair.letter == "A" else (pair.confounding, pair.supporting)
+    """What the policy is asked; the reference is the letter, and no judge is needed to compare it.  (Its id
+    is not the pair's: a builder takes that from a query, which may be trained on as well.)"""
+    ordered = [pair.supporting, pair.confounding][::1 if pair.letter == "A" else -1]
     text = pair.prompt or {"image": IMAGE_PROMPT, "text": TEXT_PROMPT}[pair.kind]
     values = dict(zip("AB", ordered)) if pair.kind == "text" else {}
-    if pair.question:                                                         # else a released row: nothing to fill in
-        values |= {name: getattr(pair, name).replace(IMAGE_MARK, "").strip() for name in ("question", "answer")}
+    if pair.question:                                              # else a released row: nothing to fill in
+        values |= {name: words.replace(IMAGE_MARK, "").strip()
+                   for name, words in (("question", pair.question), ("answer", pair.answer))}
     # One pass over the marks, so that braces and marks inside the texts stay what they are.
     text = re.sub(r"\{(question|answer|A|B)\}", lambda m: values.get(m[1], m[0]), text)
-    images = list(ordered) if pair.kind == "image" else []
+    images = ordered if pair.kind == "image" else []
     return Query(f"pair-{pair.id}", images, text, pair.letter, pair.letter, FAMILY, {"rule": True})
 
 
@@ -124,7 +129,8 @@ def rows_of(source: str) -> Iterator[tuple]:
     """-> ("file:row", row, folder of its images).  A row may be a function that raises DataError."""
     path = Path(source)
     files = sorted([*path.glob("*.parquet"), *path.glob("*.jsonl")]) if path.is_dir() else [path]
-    if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", source) and path.suffix not in (".jsonl", ".parquet"):
+    is_file_name = path.exists() or path.suffix in (".jsonl", ".parquet")
+    if not is_file_name and re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         yield from ((f"{source}:{i}", row, Path()) for i, row in enumerate(hub_rows(source)))
         return
     if not files:
@@ -136,38 +142,10 @@ def rows_of(source: str) -> Iterator[tuple]:
         elif not file.is_file():
             raise DataError(f"data file not found: {file}")
         else:
-            yield from ((f"{file.name}:{i}", row, file.parent) for i, row in enumerate(parquet_rows(file)))
-
-
-def parquet_rows(file: Path) -> Iterator[dict]:
-    try:
-        import pyarrow
-        from pyarrow.parquet import ParquetFile
-    except ImportError:
-        raise DataError(f"{file}: reading parquet files needs: pip install pyarrow") from None
-    try:
-        with ParquetFile(file, pre_buffer=False) as parquet:
-            for batch in parquet.iter_batches(batch_size=16):
-                yield from batch.to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"cannot read {file}: {str(error).splitlines()[0]}") from None
-
-
-def hub_rows(name: str) -> Iterator[dict]:
-    try:
-        from datasets import Image, load_dataset
-        from datasets.exceptions import DatasetNotFoundError
-    except ImportError:
-        raise DataError(f"{name}: reading from the hub needs: pip install datasets") from None
-    try:
-        rows = load_dataset(name, split="train", streaming=True)
-        for column, kind in (rows.features or {}).items():
-            inner = getattr(kind, "feature", kind[0] if isinstance(kind, list) else kind)
-            if isinstance(inner, Image):                                 # encoded files, as in parquet
-                rows = rows.cast_column(column, [Image(decode=False)] if inner is not kind else Image(decode=False))
-        yield from rows
-    except (DatasetNotFoundError, OSError, ValueError) as error:
-        raise DataError(f"cannot read {name} from the hub: {(str(error).splitlines() or [''])[0]}") from None
+            for i, row in enumerate(parquet_rows(file)):
+                if isinstance(row, DataError):
+                    raise DataError(f"cannot read {file}: {row}")
+                yield f"{file.name}:{i}", row, file.parent
 
 
 # Which fields a row needs, by the field that tells its shape.
@@ -179,8 +157,8 @@ def pair_of_row(row: dict, folder: Path, where: str) -> ContextPair:
     """One row of any of the three shapes."""
     shape = next((name for name in SHAPES if name in row), None)
     if shape is None:
-        raise DataError("neither fields of a context pair (question, answer, supporting, confounding) nor of a "
-                        "released one (problem, answer, images; or prompt, correct_answer)")
+        raise DataError("neither fields of a context pair (question, answer, supporting, confounding) nor of "
+                        "a released one (problem, answer, images; or prompt, correct_answer)")
 
     def text(field: str) -> str:
         if not isinstance(row.get(field), str) or not row[field].strip():
@@ -231,7 +209,7 @@ def letter_of(row: dict, name: str) -> str:
 
 def picture_of(image, folder: Path) -> str | bytes:
     """Path or encoded file of an image that can be read, by its header."""
-    if isinstance(image, dict):                                                       # as parquet has it
+    if isinstance(image, dict):                                                         # as parquet has it
         image = image.get("bytes") or image.get("path")
     if not isinstance(image, (str, bytes)) or not image:
         raise DataError("an image is missing")
@@ -247,29 +225,32 @@ def same_context(pair: ContextPair) -> bool:
         return one.split() == other.split()
     if isinstance(one, str) and isinstance(other, str) and os.path.getsize(one) != os.path.getsize(other):
         return False
-    return one == other or len({x if isinstance(x, bytes) else Path(x).read_bytes() for x in (one, other)}) == 1
+    one, other = (x if isinstance(x, bytes) else Path(x).read_bytes() for x in (one, other))
+    return one == other
 
 
 def save_pairs(pairs: Iterable[ContextPair], path: str | Path) -> int:
-    """JSONL, plus images/ beside it, written as the pairs come.  -> how many.  Letters are not written: they are dealt
-    when the file is read."""
-    path, count = Path(path), 0
+    """JSONL, plus images/ beside it, written as the pairs come.  -> how many.  Letters are not written: they
+    are dealt when the file is read."""
+    path, written = Path(path), 0
     (path.parent / "images").mkdir(parents=True, exist_ok=True)
     with open(path, "w", encoding="utf-8") as file:
-        for count, pair in enumerate(pairs, start=1):
+        for pair in pairs:
             row = {name: value for name, value in asdict(pair).items() if name != "letter" and value != ""}
             if pair.kind == "image":
                 for side in ("supporting", "confounding"):
-                    row[side] = save_image(row[side], path.parent / "images", f"{pair.id}-{side}", replace=True)
+                    name = f"{pair.id}-{side}"
+                    row[side] = save_image(row[side], path.parent / "images", name, replace=True)
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()
-    return count
+            written += 1
+    return written
 
 
 def drop_unaskable(pairs: list[ContextPair], processor, longest: int) -> list[ContextPair]:
-    """Pairs that this model can be asked: no special token in their texts, and no text of more than `longest` tokens.
-    The others are counted and named.  (An image is bounded by its number of pixels.)"""
-    kept, bad = [], []
+    """Pairs that this model can be asked: no special token in their texts, and no text of more than `longest`
+    tokens.  The others are counted and named.  (An image is bounded by its number of pixels.)"""
+    askable, bad = [], []
     for pair in pairs:
         query = query_of_pair(pair)
         try:
@@ -277,19 +258,22 @@ def drop_unaskable(pairs: list[ContextPair], processor, longest: int) -> list[Co
             tokens = len(processor.tokenizer(query.question)["input_ids"])
             if tokens > longest:
                 raise DataError(f"query {query.id}: {tokens} tokens, more than {longest}")
-            kept.append(pair)
+            askable.append(pair)
         except DataError as error:
             bad.append(str(error))
-    if not kept:
-        raise DataError(f"no drop_unaskable context pair, the first: {bad[0]}")
+    if not askable:
+        raise DataError(f"no usable context pair, the first: {bad[0]}")
     if bad and os.environ.get("RANK", "0") == "0":
         print(*(f"skipped {problem}" for problem in bad[:REPORTED]),
-              f"{len(bad)} context pairs skipped, {len(kept)} kept", sep="\n", file=sys.stderr)
-    return kept
+              f"{len(bad)} context pairs skipped, {len(askable)} kept", sep="\n", file=sys.stderr)
+    return askable
 
 
-def show(source: str) -> None:
-    pairs, broken = load_pairs(source), 0
+def main() -> None:
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        sys.exit("usage: python -m context_pairs.pairs FILE")
+    with one_line_errors():
+        pairs, broken = load_pairs(sys.argv[1]), 0
     for pair in pairs:
         for image in (pair.supporting, pair.confounding) if pair.kind == "image" else ():
             try:
@@ -304,17 +288,5 @@ def show(source: str) -> None:
     sys.exit(2 if broken else 0)
 
 
-def main() -> None:
-    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        sys.exit("usage: python pairs.py FILE")
-    try:
-        show(sys.argv[1])
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    import pairs                    # not this copy of it: what the readers raise has to be what main() catches
-
-    pairs.main()
+    main()

@@ -1,6 +1,6 @@
-"""From a turn of a conversation (finevision.py) to a candidate for training: steps that clean, read and filter.
+"""Stage 1: from a turn of a conversation (finevision.py) to a candidate for training, in six steps.
 
-    whole        one picture, not about another turn
+    shape        one picture, not about another turn, something that the verifier can judge
     question     without placeholders and what the source added; options apart
     answer       the final answer, and whether the solution comes to it
     rating       of the source, where there is one
@@ -12,41 +12,42 @@ A step changes the row and returns why it is dropped, or "".  Rows without ratin
 
 import hashlib
 import io
-import os
 import re
 from collections import Counter
 
 from PIL import Image
 
-from judges.answers import final_span, kind_of, letter, matches, normal, number, yes_no
 from data import DataError, read_picture
+from judges.answers import final_span, kind_of, letter, matches, normal, number, yes_no
 from recipe.duplicates import perceptual_hash
 from recipe.finevision import PLACEHOLDER
 from reward import plain_text
+from tools.files import write_whole
+from training.parts import can_judge
 
-LEAST_RATING = {"relevance": 4, "image_correspondence": 4, "formatting": 4}
-LEAST_DEPENDENCY = {"math": 3, "vqa": 4}           # mathematics often prints the problem in the text
-LONGEST_SOLUTION = 1500                            # words
-SMALLEST_SIDE, LONGEST_SIDE = 28, 2048             # pixels
+MIN_RATING = {"relevance": 4, "image_correspondence": 4, "formatting": 4}
+MIN_DEPENDENCY = {"math": 3, "vqa": 4}             # mathematics often prints the problem in the text
+MAX_SOLUTION_WORDS = 1500
+MIN_SIDE, MAX_SIDE = 28, 2048                      # pixels
 
 MATHS = re.compile(r"geo|math|mavis|unigeo|intergps|clevr|raven|tabmwp|visualwebinstruct", re.IGNORECASE)
-LICENCES = {"CoSyn": "ODC-BY 1.0", "scienceqa": "CC BY-NC-SA 4.0 (unchecked)", "toy": "MIT (built-in world)"}
+LICENCES = {"CoSyn": "ODC-BY 1.0", "scienceqa": "CC BY-NC-SA 4.0 (unchecked)"}         # by first letters
 OTHER_TURN = re.compile(r"\b(?:previous|above|earlier|last) (?:question|answer|turn)\b", re.IGNORECASE)
 
 
-def whole(row: dict, args) -> str:
+# ----------------------------------------------------------------------------------------------------- shape
+
+def check_shape(row: dict, args) -> str:
     if row.get("bad"):
         return row["bad"]
     if len(row["images"]) != 1:
         return "no picture" if not row["images"] else "several pictures"
     if row["turn"] and OTHER_TURN.search(row["question"]):
         return "about another turn"
-    if args.verifier == "toy":
-        from toy import FACTS
+    return "" if can_judge(args.verifier, row["facts"]) else "no facts for the exact verifier"
 
-        return "" if set(row["facts"]) >= FACTS else "no facts for the exact verifier"
-    return ""
 
+# -------------------------------------------------------------------------------------------------- question
 
 # What the sources add to a question to say how to answer it.
 BEGIN = r"(?:^|(?<=[.?!:;)])) ?"                      # of a sentence
@@ -68,17 +69,18 @@ def split_choices(text: str) -> tuple[str, dict[str, str] | None]:
     ('Find x.', {'A': '20', 'B': '30'})
     """
     marker = next(re.finditer(r"\b(?:choices|options)\s*:", text, re.IGNORECASE), None)
-    found = []
+    labels = []
     for label in LABEL.finditer(text, marker.end() if marker else 0):
         before = text[:label.start()].rstrip(" ")
-        sure = marker or found or not before or before[-1] in "\n?:." and (not label[1] or before[-1] != ".")
-        if sure and (label[1] or label[2]) == "ABCDEFGHIJ"[len(found):len(found) + 1]:
-            found.append(label)
-    ends = [label.start() for label in found[1:]] + [len(text)]
-    options = {(a[1] or a[2]): text[a.end():end].strip(" \n;,") for a, end in zip(found, ends)}
+        starts = not before or before[-1] in "\n?:." and (not label[1] or before[-1] != ".")
+        due = "ABCDEFGHIJ"[len(labels):len(labels) + 1]
+        if (marker or labels or starts) and (label[1] or label[2]) == due:
+            labels.append(label)
+    ends = [label.start() for label in labels[1:]] + [len(text)]
+    options = {(a[1] or a[2]): text[a.end():end].strip(" \n;,") for a, end in zip(labels, ends)}
     if len(options) < 2 or not all(options.values()):
         return text.strip(), None
-    return text[:(marker or found[0]).start()].strip(), options
+    return text[:(marker or labels[0]).start()].strip(), options
 
 
 def clean_question(text: str) -> tuple[str, dict[str, str] | None]:
@@ -86,18 +88,20 @@ def clean_question(text: str) -> tuple[str, dict[str, str] | None]:
     text = re.sub(r"[ \t]+", " ", PLACEHOLDER.sub(" ", text))
     shorter = ADDED.sub(" ", text)
     if re.search(r"\w{2,}", split_choices(re.sub(r"(?i)\bquestion\s*:", " ", shorter).strip())[0]):
-        text = shorter                             # else what looked like an instruction is the question itself
+        text = shorter                      # else what looked like an instruction is the question itself
     text = re.sub(r"^\s*question\s*:\s*", "", text, flags=re.IGNORECASE | re.MULTILINE)
     text = re.sub(r"[ \t]+", " ", plain_text(text)).strip()
     return split_choices(re.sub(r" ?\n\s*", "\n", text))
 
 
-def question(row: dict, args) -> str:
+def split_question(row: dict, args) -> str:
     row["question"], row["choices"] = clean_question(row["question"])
     return "" if re.search(r"\w", row["question"]) else "no question"
 
 
-def answer(row: dict, args) -> str:
+# ---------------------------------------------------------------------------------------------------- answer
+
+def extract_answer(row: dict, args) -> str:
     row["solution"] = plain_text(row["solution"]).strip()
     text, choices = row["solution"], row["choices"]
     span = final_span(text)
@@ -123,7 +127,8 @@ def last_named(text: str, choices: dict[str, str]) -> str | None:
     body = text[:closing.start()] if closing else ""
     if all(re.fullmatch(r"-?[\d.,]+ ?[^\d\\/^√π]*", normal(option)) for option in choices.values()):
         last = ([None] + re.findall(r"-?\d+(?:,\d{3})*(?:\.\d+)?", body))[-1]
-        return next((name for name, option in choices.items() if last and number(last) == number(option)), None)
+        return next((name for name, option in choices.items() if last and number(last) == number(option)),
+                    None)
     if min(map(len, choices.values())) < 3:          # such texts are found everywhere
         return None
     ends = {name: (body.casefold().rfind(option.casefold()) + len(option), len(option))
@@ -131,29 +136,32 @@ def last_named(text: str, choices: dict[str, str]) -> str | None:
     return max(ends, key=ends.get) if ends else None
 
 
-def rating(row: dict, args) -> str:
-    least = LEAST_RATING | {"visual_dependency": LEAST_DEPENDENCY[row["domain"]]}
-    low = next((axis for axis, value in least.items() if row["ratings"].get(axis, value) < value), None)
-    return f"{low} below {least[low]}" if low else ""
+# --------------------------------------------------------------------------------------- rating and solution
+
+def check_ratings(row: dict, args) -> str:
+    minimum = MIN_RATING | {"visual_dependency": MIN_DEPENDENCY[row["domain"]]}
+    low = next((axis for axis, value in minimum.items() if row["ratings"].get(axis, value) < value), None)
+    return f"{low} below {minimum[low]}" if low else ""
 
 
-REFUSAL = re.compile(r"\bI(?: am|'m) (?:sorry|unable)|\bI can(?:no|')t (?:answer|help|see|determine)|\bas an AI\b",
-                     re.IGNORECASE)
+REFUSAL = re.compile(r"\bI(?: am|'m) (?:sorry|unable)|\bI can(?:no|')t (?:answer|help|see|determine)"
+                     r"|\bas an AI\b", re.IGNORECASE)
 
 
-def fault(text: str, row: dict) -> str:
+def reference_fault(text: str, row: dict) -> str:
     """Why a text cannot be a reference solution, or ""."""
     words, span, end = text.split(), final_span(text), text[-max(80, len(text) // 5):]
     grams = Counter(tuple(words[i:i + 50]) for i in range(len(words) - 49))
     for bad, why in [
         (re.search(r"https?://|www\.", text), "solution has a link"),
         (REFUSAL.search(text), "solution is a refusal"),
-        (len(words) > LONGEST_SOLUTION, "solution is too long"),
+        (len(words) > MAX_SOLUTION_WORDS, "solution is too long"),
         (max(grams.values(), default=0) > 2, "solution repeats itself"),
         (sum(c.isalpha() and c > "\u024f" for c in text) > len(text) / 10, "solution is in another script"),
         (span in text and span not in end, "solution does not end with the answer"),
-        # A text can be put in other words: that is for the judge.
-        (row["answer_type"] != "text" and not matches(text, row["answer"], row["choices"]), "solution has no answer"),
+        # An answer of type "text" may be put in other words: that is for the judge.
+        (row["answer_type"] != "text" and not matches(text, row["answer"], row["choices"]),
+         "solution has no answer"),
     ]:
         if bad:
             return why
@@ -166,12 +174,14 @@ def is_worked(text: str, args) -> bool:
     return len(text.split()) >= args.min_words and (len(steps) >= 2 or text.count("=") >= 2)
 
 
-def solution(row: dict, args) -> str:
+def check_solution(row: dict, args) -> str:
     row["solution_kind"] = "native" if is_worked(row["solution"], args) else "answer_only"
-    return fault(row["solution"], row)
+    return reference_fault(row["solution"], row)
 
 
-def picture(row: dict, args) -> str:
+# --------------------------------------------------------------------------------------------------- picture
+
+def save_picture(row: dict, args) -> str:
     """Written under the hash of its pixels; a picture that needs no change keeps its file."""
     data, = row["images"]
     row["images"] = []
@@ -181,14 +191,14 @@ def picture(row: dict, args) -> str:
         rgb = read_picture(data)
     except DataError:
         return "picture cannot be read"
-    if min(rgb.size) < SMALLEST_SIDE:
-        return f"picture is smaller than {SMALLEST_SIDE}"
+    if min(rgb.size) < MIN_SIDE:
+        return f"picture is smaller than {MIN_SIDE}"
     with Image.open(io.BytesIO(data)) as file:
         upright = file.getexif().get(0x0112, 1) == 1
-        same = file.format == "JPEG" and file.mode == "RGB" and upright and max(rgb.size) <= LONGEST_SIDE
-    if max(rgb.size) > LONGEST_SIDE:
-        rgb.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
-        if min(rgb.size) < SMALLEST_SIDE:
+        same = file.format == "JPEG" and file.mode == "RGB" and upright and max(rgb.size) <= MAX_SIDE
+    if max(rgb.size) > MAX_SIDE:
+        rgb.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+        if min(rgb.size) < MIN_SIDE:
             return "picture is too narrow"
     row["image_hash"] = hashlib.sha256(f"{rgb.size}".encode() + rgb.tobytes()).hexdigest()[:32]
     row["image_phash"] = f"{perceptual_hash(rgb):016x}"
@@ -199,33 +209,37 @@ def picture(row: dict, args) -> str:
             out = io.BytesIO()
             rgb.save(out, "PNG", compress_level=4)
             data = out.getvalue()
-        target.with_suffix(".tmp").write_bytes(data)              # never half a picture under its name
-        os.replace(target.with_suffix(".tmp"), target)
+        write_whole(target, data)
     return ""
 
 
-STEPS = (whole, question, answer, rating, solution, picture)
+# ------------------------------------------------------------------------------------------------- the stage
+
+STEPS = {"shape": check_shape, "question": split_question, "answer": extract_answer, "rating": check_ratings,
+         "solution": check_solution, "picture": save_picture}
 
 
-def read(batch: list[dict], args) -> list[dict]:
-    out = []
-    for turn in batch:
-        row = {"id": turn["id"], "subset": turn["subset"], "domain": "math" if MATHS.search(turn["subset"]) else "vqa",
-               "question": turn.get("user", ""), "solution": turn.get("assistant", ""), "answer": "",
-               "licence": next((text for name, text in LICENCES.items() if turn["subset"].startswith(name)),
-                               f"that of the source of {turn['subset']}, see its card; additions CC BY 4.0")}
-        row |= {name: turn.get(name) for name in ("images", "turn", "ratings", "facts", "bad")}
-        why, step = "", None
-        for step in STEPS:
-            if why := step(row, args):
-                break
-        row = {name: value for name, value in row.items() if name not in ("turn", "bad")}
-        out.append(dropped(row, step.__name__, why) if why else row)
-    return out
+def clean_batch(turns: list[dict], args) -> list[dict]:
+    """One row for each turn: a candidate, or what is left of one that a step dropped."""
+    return [clean_turn(turn, args) for turn in turns]
 
 
-def dropped(row: dict, stage: str, why: str) -> dict:
+def clean_turn(turn: dict, args) -> dict:
+    subset = turn["subset"]
+    row = {"id": turn["id"], "subset": subset, "domain": "math" if MATHS.search(subset) else "vqa",
+           "question": turn.get("user", ""), "solution": turn.get("assistant", ""), "answer": "",
+           "licence": next((text for name, text in LICENCES.items() if subset.startswith(name)),
+                           f"that of the source of {subset}, see its card; additions CC BY 4.0")}
+    row |= {name: turn.get(name) for name in ("images", "turn", "ratings", "facts", "bad")}
+    for name, step in STEPS.items():
+        if why := step(row, args):
+            return dropped_row(row, name, why)
+    return {name: value for name, value in row.items() if name not in ("turn", "bad")}
+
+
+def dropped_row(row: dict, stage: str, why: str) -> dict:
     """What is left of a row: enough to look at it."""
     images = [image for image in row["images"] or [] if isinstance(image, str)]
     return {"id": row["id"], "subset": row["subset"], "stage": stage, "why": why, "images": images,
-            "question": row["question"][:300], "solution": row["solution"][:300], "answer": row["answer"] or ""}
+            "question": row["question"][:300], "solution": row["solution"][:300],
+            "answer": row["answer"] or ""}

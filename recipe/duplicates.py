@@ -1,4 +1,5 @@
-"""Near copies: 64-bit perceptual hashes of pictures, 8-grams of questions, and both of a folder of benchmarks."""
+"""Near copies: 64-bit perceptual hashes of pictures, 8-grams of questions, and both of a folder of
+benchmarks."""
 
 import base64
 import hashlib
@@ -11,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data import DataError, read_picture
+from data import DataError, json_lines, read_picture
+from tools.tables import parquet_rows
 
 COSINES = np.cos(np.pi / 64 * np.outer(np.arange(8), np.arange(1, 64, 2)))         # first rows of a DCT of 32
 
@@ -23,9 +25,9 @@ def perceptual_hash(picture: Image.Image) -> int:
     return int.from_bytes(np.packbits(low > np.median(low[1:])).tobytes(), "big")
 
 
-class Near:
-    """Finds hashes within `distance` bits.  Split into distance + 1 parts, two such hashes have one part in common,
-    so only those of the same part have to be compared."""
+class HashIndex:
+    """Finds hashes within `distance` bits.  Split into distance + 1 parts, two such hashes have one part in
+    common, so only those of the same part have to be compared."""
 
     def __init__(self, distance: int):
         self.distance, self.known = distance, defaultdict(list)
@@ -44,21 +46,22 @@ class Near:
                    for part in self.parts(value, group) for other in self.known.get(part, ()))
 
 
-def number_of(text: str) -> int:
+def hash_of_text(text: str) -> int:
     """64-bit hash of a text."""
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "big")
 
 
 def grams(text: str) -> set[int]:
     words = re.findall(r"\w+", text.lower())
-    return {number_of(" ".join(words[i:i + 8])) for i in range(len(words) - 7)}
+    return {hash_of_text(" ".join(words[i:i + 8])) for i in range(len(words) - 7)}
 
 
 def benchmark_files(folder: Path) -> list[Path]:
     files = sorted(f for f in folder.rglob("*") if f.suffix in (".parquet", ".jsonl"))
     if not files:
         raise DataError(f"no parquet or JSONL files of benchmarks in {folder}")
-    other = next((f for f in sorted(folder.rglob("*")) if f.suffix in (".tsv", ".json", ".csv", ".zip")), None)
+    other = next((f for f in sorted(folder.rglob("*")) if f.suffix in (".tsv", ".json", ".csv", ".zip")),
+                 None)
     if other:
         raise DataError(f"benchmark {other} is neither parquet nor JSONL: convert it or take it away")
     return files
@@ -68,25 +71,24 @@ def benchmark_rows(folder: Path) -> Iterator[tuple[Path, dict]]:
     for file in benchmark_files(folder):
         try:
             if file.suffix == ".jsonl":
-                with open(file, encoding="utf-8") as lines:
-                    yield from ((file, json.loads(line)) for line in lines if line.strip())
-            else:
-                from pyarrow.parquet import ParquetFile
+                yield from ((file, json.loads(line)) for _, line in json_lines(file))
+                continue
+            for row in parquet_rows(file):
+                if isinstance(row, DataError):
+                    raise row
+                yield file, row
+        except (ValueError, OSError) as error:           # half a benchmark would let its other half through
+            raise DataError(f"benchmark {file} cannot be read: {error}") from None
 
-                for batch in ParquetFile(file, pre_buffer=False).iter_batches(batch_size=16):
-                    yield from ((file, row) for row in batch.to_pylist())
-        except (ValueError, OSError, ImportError) as error:       # half a benchmark would let its other half through
-            raise DataError(f"benchmark {file} cannot be read: {' '.join(str(error).split())[:200]}") from None
 
-
-def benchmark_index(folder: Path, distance: int, clean: Callable) -> tuple[Near, set[int], dict]:
-    """-> (hashes of all pictures, 8-grams of all questions, what was found).  Columns go by their usual names; a
-    picture is bytes, {bytes, path}, a path beside the file, base64, or a list of them."""
-    near, known, found = Near(distance), set(), defaultdict(Counter)
+def benchmark_index(folder: Path, distance: int, clean: Callable) -> tuple[HashIndex, set[int], dict]:
+    """-> (hashes of all pictures, 8-grams of all questions, what was found).  Columns go by their usual
+    names; a picture is bytes, {bytes, path}, a path beside the file, base64, or a list of them."""
+    pictures, questions, files = HashIndex(distance), set(), defaultdict(Counter)
     for file, row in benchmark_rows(folder):
         if not isinstance(row, dict):
             raise DataError(f"benchmark {file}: a row must be an object")
-        counts = found[str(file.relative_to(folder))]
+        counts = files[str(file.relative_to(folder))]
         counts["rows"] += 1
         values = next((row[name] for name in ("decoded_image", "image", "images", "bytes", "image_path")
                        if row.get(name)), [])
@@ -96,18 +98,19 @@ def benchmark_index(folder: Path, distance: int, clean: Callable) -> tuple[Near,
                 is_path = len(value) < 500 and (file.parent / value).is_file()
                 value = str(file.parent / value) if is_path else from_base64(value)
             try:
-                near.add(perceptual_hash(read_picture(value if isinstance(value, str | bytes) else b"")))
+                pictures.add(perceptual_hash(read_picture(value if isinstance(value, str | bytes) else b"")))
                 counts["pictures"] += 1
             except DataError:
                 counts["pictures that cannot be read"] += 1
         names = ("question", "reasoning_q", "query", "problem", "prompt")
         text = next((row[name] for name in names if row.get(name)), "")
-        known |= grams(clean(str(text)))
+        questions |= grams(clean(str(text)))
         counts["questions"] += bool(text)
-    for file, counts in found.items():           # half a benchmark would let its other half through
+    for file, counts in files.items():           # half a benchmark would let its other half through
         if not counts["pictures"] or not counts["questions"] or counts["pictures that cannot be read"]:
-            raise DataError(f"benchmark {folder / file}: {dict(counts)}, is there a column image and a question?")
-    return near, known, {file: dict(counts) for file, counts in found.items()}
+            raise DataError(f"benchmark {folder / file}: {dict(counts)}, is there a column image and a "
+                            "question?")
+    return pictures, questions, {file: dict(counts) for file, counts in files.items()}
 
 
 def from_base64(text: str) -> bytes:

@@ -1,58 +1,84 @@
-"""Reading FineVision: parquet files on disk, or the hub by streaming; each turn of a conversation is one problem.
+"""Reads data sets in the shape of FineVision: parquet files on disk, or the hub by streaming.  Each turn of a
+conversation is one problem.
 
-Its 185 subsets share the names of columns, but not their order, nor that of the fields inside, nor whether there are
-ratings: everything is taken by name.  Names of subsets hold brackets and plus signs, and are never patterns.
+    python -m recipe.finevision SOURCE OUT [--limit N] [--seed S] [--revision R]
+
+writes all usable turns, as they are, to OUT/train.jsonl with OUT/images/: what `contextrl.py --data` reads.
+A turn that cannot be used is skipped, counted and named.  (The paper's recipe, which cleans, filters and
+verifies, is recipe/build.py.)  SOURCE is one of
+
+    FILE.parquet, FOLDER                   one subset
+    FOLDER, FOLDER:subset,subset           of folders of parquet files, one for each subset
+    hub/name:subset,subset                 streamed with the `datasets` library
+
+FineVision's 185 subsets share the names of columns, but not their order, nor that of the fields inside, nor
+whether there are ratings: everything is taken by name.  Names of subsets hold brackets and plus signs, and
+are never patterns.
 """
 
+import argparse
+import hashlib
 import json
 import random
 import re
+import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
 
-from data import DataError, Query, check_picture
+from data import REPORTED, DataError, Query, check_picture, open_picture
+from judges.answers import final_span
+from tools.files import write_whole
+from tools.programs import one_line_errors
+from tools.tables import hub_rows, parquet_rows
 
 RATINGS = ("relevance", "image_correspondence", "visual_dependency", "formatting")
-# `facts` is no column of FineVision: the built-in world's sample tells there, one JSON text a turn, what its exact
-# verifier has to know.
+# `facts` is no column of FineVision: a data set of your own may say there, one JSON text a turn, what more
+# its verifier has to know.
 COLUMNS = ("images", "texts", "facts", *(f"{axis}_ratings" for axis in RATINGS))
-PLACEHOLDER = re.compile(r"<\|?(?:image|img)[ _]?(?:pad|\d+)?\|?>|\[(?:image|img)(?:[ _]\d+)?\]", re.IGNORECASE)
+PLACEHOLDER = re.compile(r"<\|?(?:image|img)[ _]?(?:pad|\d+)?\|?>|\[(?:image|img)(?:[ _]\d+)?\]",
+                         re.IGNORECASE)
 
 
 def finevision_turns(source: str, seed: int = 0, limit: int | None = None,
                      revision: str | None = None) -> Iterator[tuple[str, dict]]:
     """-> ("subset/file:row", turn), pictures still encoded.  A turn that cannot be read has "bad": why.
 
-    source     folder or file of one subset, folder of subsets, FOLDER:subset,subset or hub/name:subset,subset
     limit      rows of each subset, taken from its files in an order drawn from `seed`
     """
     for subset, where, row in rows_of(source, seed, limit, revision):
-        texts = row.get("texts")
-        if "bad" in row or not isinstance(texts, list) or not texts:
-            yield where, {"id": where, "subset": subset, "bad": row.get("bad", "no texts")}
+        if why := why_unreadable(row):
+            yield where, {"id": where, "subset": subset, "bad": why}
             continue
-        if not all(isinstance(text, dict | None) for text in texts):
-            yield where, {"id": where, "subset": subset, "bad": "texts are not pairs of user and assistant"}
-            continue
-        images = [image.get("bytes") if isinstance(image, dict) else None for image in row.get("images") or []]
-        for i, text in enumerate(texts):
-            def of_turn(column):
-                values = row.get(column)
-                return values[i] if isinstance(values, list) and i < len(values) else None
-
-            user, assistant = ((text or {}).get(name) or "" for name in ("user", "assistant"))
+        images = [image.get("bytes") if isinstance(image, dict) else None
+                  for image in row.get("images") or []]
+        columns = {name: row[name] for name in COLUMNS if isinstance(row.get(name), list)}
+        for i, text in enumerate(row["texts"]):
+            name = f"{where}/{i}"
+            user, assistant = ((text or {}).get(role) or "" for role in ("user", "assistant"))
             if not isinstance(user, str) or not isinstance(assistant, str):
-                yield where, {"id": f"{where}/{i}", "subset": subset, "bad": "texts are not texts"}
+                yield where, {"id": name, "subset": subset, "bad": "texts are not texts"}
                 continue
-            facts = of_turn("facts")
-            ratings = {axis: of_turn(f"{axis}_ratings") for axis in RATINGS}
-            yield where, {"id": f"{where}/{i}", "subset": subset, "turn": i, "user": user, "assistant": assistant,
-                          "images": images, "ratings": {axis: r for axis, r in ratings.items() if r is not None},
-                          "facts": facts_of(facts)}
+            of_turn = {column: values[i] for column, values in columns.items() if i < len(values)}
+            ratings = {axis: of_turn.get(f"{axis}_ratings") for axis in RATINGS}
+            yield where, {"id": name, "subset": subset, "turn": i, "user": user, "assistant": assistant,
+                          "images": images, "facts": parse_facts(of_turn.get("facts")),
+                          "ratings": {axis: r for axis, r in ratings.items() if r is not None}}
 
 
-def facts_of(text) -> dict:
+def why_unreadable(row: dict | DataError) -> str:
+    """Why no turn of a row can be read, or ""."""
+    if isinstance(row, DataError):
+        return f"the file cannot be read ({row})"
+    texts = row.get("texts")
+    if not isinstance(texts, list) or not texts:
+        return "no texts"
+    pairs = all(isinstance(text, dict | None) for text in texts)
+    return "" if pairs else "texts are not pairs of user and assistant"
+
+
+def parse_facts(text) -> dict:
     try:
         facts = json.loads(text) if text else {}
     except (TypeError, ValueError):
@@ -60,20 +86,30 @@ def facts_of(text) -> dict:
     return facts if isinstance(facts, dict) else {}
 
 
-def rows_of(source: str, seed: int, limit: int | None, revision: str | None) -> Iterator[tuple[str, str, dict]]:
+def rows_of(source: str, seed: int, limit: int | None,
+            revision: str | None) -> Iterator[tuple[str, str, dict | DataError]]:
     """-> (subset, "subset/file:row", row)."""
     files = files_of(source)
     if not files:
-        yield from hub_rows(source.rpartition(":")[0], subsets_of(source), seed, limit, revision)
+        for subset in subsets_of(source):
+            rows = hub_rows(source.rpartition(":")[0], subset, revision, limit, seed)
+            yield from ((subset, f"{subset}:{i}", row) for i, row in enumerate(rows))
+
+    def rows_of_file(path: Path) -> Iterator[tuple[str, dict | DataError]]:
+        rows = parquet_rows(path, COLUMNS, needed="texts")
+        return ((f"{path.name}:{i}", row) for i, row in enumerate(rows))
+
     for subset, paths in files.items():
         if limit:
             random.Random(f"{seed}-{subset}").shuffle(paths)
-        for where, row in islice(chain.from_iterable(map(parquet_rows, paths)), limit):
+        for where, row in islice(chain.from_iterable(map(rows_of_file, paths)), limit):
             yield subset, f"{subset}/{where}", row
 
 
 def subsets_of(source: str) -> list[str]:
-    return [] if Path(source).exists() else [name for name in source.rpartition(":")[2].split(",") if name]
+    if ":" not in source or Path(source).exists():
+        return []
+    return [name for name in source.rpartition(":")[2].split(",") if name]
 
 
 def files_of(source: str) -> dict[str, list[Path]]:
@@ -96,60 +132,9 @@ def files_of(source: str) -> dict[str, list[Path]]:
     return files
 
 
-def parquet_rows(file: Path) -> Iterator[tuple[str, dict]]:
-    """-> ("file:row", row), a few rows at a time in memory.  Of a row group that is damaged the rest is bad rows."""
-    try:
-        import pyarrow
-        from pyarrow.parquet import ParquetFile
-    except ImportError:
-        raise DataError(f"{file}: reading parquet files needs: pip install pyarrow") from None
-    number = 0
-    try:
-        with ParquetFile(file, pre_buffer=False) as parquet:
-            present = [name for name in COLUMNS if name in parquet.schema_arrow.names]
-            if "texts" not in present:
-                yield f"{file.name}:0", {"bad": "the file has no column texts"}
-                return
-            for group in range(parquet.num_row_groups):
-                end = number + parquet.metadata.row_group(group).num_rows
-                try:
-                    for batch in parquet.iter_batches(batch_size=16, columns=present, row_groups=[group]):
-                        for row in batch.to_pylist():
-                            yield f"{file.name}:{number}", row
-                            number += 1
-                except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-                    why = first_words(error)
-                    for number in range(number, end):
-                        yield f"{file.name}:{number}", {"bad": f"the file cannot be read ({why})"}
-                number = end
-    except (pyarrow.ArrowException, OSError) as error:
-        yield f"{file.name}:{number}", {"bad": f"the file cannot be read ({first_words(error)})"}
-
-
-def hub_rows(name: str, subsets: list[str], seed: int, limit: int | None, revision: str | None):
-    """The same by streaming.  With a limit the files are shuffled; rows stay in the order of their file."""
-    try:
-        import datasets
-    except ImportError:
-        raise DataError(f"{name}: reading a data set by its id needs: pip install datasets") from None
-    for subset in subsets:
-        try:
-            rows = datasets.load_dataset(name, subset, split="train", streaming=True, revision=revision).decode(False)
-            rows = rows.shuffle(seed=seed, buffer_size=1).take(limit) if limit else rows
-            for number, row in enumerate(rows):
-                yield subset, f"{subset}:{number}", row
-        except (OSError, ValueError, RuntimeError) as error:
-            raise DataError(f"{name}:{subset} cannot be read: {first_words(error)}") from None
-
-
-def first_words(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
-
-
 def query_of_turn(turn: dict) -> Query:
-    """A turn as it is: the question without image placeholders, the answer as the assistant's text gives it."""
-    from judges.answers import final_span
-
+    """A turn as it is: the question without image placeholders, the answer as the assistant's text gives
+    it."""
     if "bad" in turn:
         raise DataError(turn["bad"])
     if not all(isinstance(image, bytes) for image in turn["images"]):
@@ -158,7 +143,77 @@ def query_of_turn(turn: dict) -> Query:
         check_picture(image)
     question, solution = PLACEHOLDER.sub("", turn["user"]).strip(), turn["assistant"].strip()
     answer = final_span(solution)
-    for name, value in (("question", question), ("text of the assistant", solution), ("final answer", answer)):
-        if not value:
+    for text, name in ((question, "question"), (solution, "text of the assistant"), (answer, "final answer")):
+        if not text:
             raise DataError(f"no {name}")
     return Query(turn["id"], turn["images"], question, solution, answer, turn["subset"], turn["facts"])
+
+
+# ------------------------------------------------------------------------------------------------ the program
+
+def write_data(source: str, out: Path, seed: int = 0, limit: int | None = None,
+               revision: str | None = None) -> Path:
+    """All usable turns as OUT/train.jsonl + images/.  The file gets its name when it is whole; a picture is
+    stored once, under the hash of its file."""
+    target = out / "train.jsonl"
+    if target.exists():
+        raise DataError(f"{target} exists already: choose another folder")
+    files_of(source)                                       # a wrong name is an error before anything is made
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    part, ids, bad, first_bad = out / "train.part", set(), 0, []
+    with open(part, "w", encoding="utf-8", errors="replace") as file:
+        for where, turn in finevision_turns(source, seed, limit, revision):
+            try:
+                query = query_of_turn(turn)
+                if query.id in ids:
+                    raise DataError(f"id '{query.id}' appears twice")
+            except DataError as error:
+                bad += 1
+                first_bad += [f"{where}: {error}"] if bad <= REPORTED else []
+                continue
+            ids.add(query.id)
+            query.images = [store_picture(image, out) for image in query.images]
+            file.write(json.dumps(asdict(query), ensure_ascii=False) + "\n")
+    if not ids:
+        part.unlink()
+        raise DataError(f"no usable row in {source}: all {bad} are bad, the first: {first_bad[0]}" if bad
+                        else f"data set is empty: {source}")
+    part.rename(target)
+    if bad:
+        print(*(f"skipped {problem}" for problem in first_bad),
+              f"{bad} bad rows skipped, {len(ids)} read from {source}", sep="\n", file=sys.stderr)
+    return target
+
+
+def store_picture(image: bytes, out: Path) -> str:
+    """Writes the encoded file as it is -> its path relative to `out`."""
+    with open_picture(image) as picture:
+        ending = (picture.format or "picture").lower()
+    name = f"images/{hashlib.sha256(image).hexdigest()[:32]}.{ending}"
+    if not (out / name).exists():
+        write_whole(out / name, image)
+    return name
+
+
+def positive(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return int(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m recipe.finevision", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", metavar="SOURCE")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write to")
+    parser.add_argument("--limit", type=positive, help="rows to read of each subset; default: all")
+    parser.add_argument("--seed", type=int, default=0, help="of the order of files with --limit")
+    parser.add_argument("--revision", help="of the hub's data set")
+    args = parser.parse_args()
+    with one_line_errors():
+        target = write_data(args.source, args.out, args.seed, args.limit, args.revision)
+    print(f"wrote {target}; python data.py {target} says what is in it")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,10 +1,12 @@
-"""build_pairs.py: similarity search, condition filtering, editing by a program; functions, then the command line.
+"""context_pairs/build.py: similarity search, condition filtering, editing by a program; functions, then the
+command line.
 
-Guards against: pairs that are no pairs, a context that tells its answer, a bad picture or program that ends a build,
-and anything left out without being counted.
+Guards against: pairs that are no pairs, a context that tells its answer, a bad picture or program that ends a
+build, and anything left out without being counted.
 """
 
 import io
+import json
 import subprocess
 import sys
 from collections import Counter
@@ -12,14 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import MODEL
+from conftest import ALONE, MODEL, ROOT
 from PIL import Image
-from test_pairs import command, write
 
-from context_pairs import build as build_pairs
 import toy
-from data import DataError, Query, save_queries
+from context_pairs import build as build_pairs
 from context_pairs.pairs import load_pairs
+from data import DataError, Query, save_queries
 
 
 def pool(*rows) -> list[Query]:
@@ -34,10 +35,11 @@ def test_similar_pairs_ask_the_same_question_with_another_answer():
     found = list(build_pairs.similar_pairs(queries, vectors, 0.85, left_out))
     assert [(p.id, p.answer, p.supporting, p.confounding) for p in found] == [
         ("q0", "1", b"0", b"1"), ("q1", "2", b"1", b"2"), ("q2", "1.0", b"2", b"1")]
-    assert left_out == {"no other answer to the question in the pool": 1,                               # which ?
-                        "no picture with another answer within a cosine of 0.85": 1}                    # the far one
+    assert left_out == {"no other answer to the question in the pool": 1,                        # which ?
+                        "no picture with another answer within a cosine of 0.85": 1}             # the far one
     # A large part that all vectors share says nothing; the same picture under two answers is a wrong label.
-    assert [p.id for p in build_pairs.similar_pairs(queries, vectors + 100, 0.85, Counter())] == ["q0", "q1", "q2"]
+    moved = build_pairs.similar_pairs(queries, vectors + 100, 0.85, Counter())
+    assert [p.id for p in moved] == ["q0", "q1", "q2"]
     far = np.array([[1, 0], [0, 1], [-1, 0], [0, -1], [1, 1]], dtype=np.float32)
     assert not list(build_pairs.similar_pairs(queries, far + 100, 0.85, Counter()))
     queries[1].images, left_out = queries[0].images, Counter()
@@ -50,15 +52,16 @@ def test_filtered_pairs_agree_in_the_fields_and_do_not_tell_the_answer():
         return {"id": name, "question": issue, "answer": patch, "repo": repo, "file": file,
                 "context": f"read {file}\nedit: {patch[1:].strip()}\nran the tests of {name}"}
 
-    rows = [row("x", "it crashes", "+    return value + 1"), row("y", "it is slow", "+    cache[key] = value"),
-            row("z", "it is slow", "+    other_patch = 1"), row("w", "it leaks", "+    del reference", file="b.py"),
+    rows = [row("x", "it crashes", "+    return value + 1"),
+            row("y", "it is slow", "+    cache[key] = value"), row("z", "it is slow", "+    other_patch = 1"),
+            row("w", "it leaks", "+    del reference", file="b.py"),
             row("v", "it leaks", "+    del reference", repo="")]
     left_out = Counter()
     found = list(build_pairs.filtered_pairs(rows, ["repo", "file"], left_out))
     assert [(p.id, p.kind) for p in found] == [("x", "text"), ("y", "text"), ("z", "text")]
     assert found[0].supporting == "read a.py\nedit: [masked]\nran the tests of x"
     assert found[0].confounding == "read a.py\nedit: [masked]\nran the tests of y"
-    assert found[2].confounding.endswith("tests of x")                          # not y: that was the same question
+    assert found[2].confounding.endswith("tests of x")                     # not y: that was the same question
     assert left_out == {"no partner": 1, "a field of --same is missing": 1}
     same = [r | {"context": "the same"} for r in rows[:2]]
     assert not list(build_pairs.filtered_pairs(same, ["repo"], left_out))
@@ -95,14 +98,23 @@ def test_edited_pairs_come_from_a_program(folder):
     pid = folder / "pid"
     list(build_pairs.edited_pairs(queries[:1], f"sleep 30 & echo $! > {pid}; wait", 1.0, left_out))
     assert left_out["the program took too long"] == 1
-    state = Path(f"/proc/{pid.read_text().strip()}/stat")                   # gone, or dead and not yet waited for
+    state = Path(f"/proc/{pid.read_text().strip()}/stat")             # gone, or dead and not yet waited for
     assert not state.exists() or state.read_text().split()[2] == "Z"
     with pytest.raises(DataError, match="--command cannot be run: no_such_program"):
         list(build_pairs.edited_pairs(queries[:1], "no_such_program", 5, left_out))
 
 
+def program(name: str, *arguments) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", f"context_pairs.{name}", *map(str, arguments)], cwd=ROOT,
+                          env=ALONE, timeout=120, capture_output=True, text=True)
+
+
 def build(*arguments) -> subprocess.CompletedProcess:
-    return command(*arguments, name="build_pairs.py")
+    return program("build", *arguments)
+
+
+def write(path: Path, *rows: dict) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def test_builders_on_the_command_line(folder):
@@ -115,18 +127,22 @@ def test_builders_on_the_command_line(folder):
     assert done.stdout.splitlines()[-1] == f"{len(found)} context pairs written to {folder}/out/pairs.jsonl"
     by_id = {q.id: q for q in toy.train_queries(300)}
     assert found and all(by_id[p.id].question == p.question and by_id[p.id].answer == p.answer for p in found)
-    shown = command(folder / "out" / "pairs.jsonl")
-    assert shown.returncode == 0 and shown.stdout.startswith(f"{len(found)} context pairs ({len(found)} image), ")
+    shown = program("pairs", folder / "out" / "pairs.jsonl")
+    assert shown.returncode == 0
+    assert shown.stdout.startswith(f"{len(found)} context pairs ({len(found)} image), ")
     np.save(folder / "wrong.npy", np.zeros((3, 2)))
-    done = build("similar", folder / "pool" / "train.jsonl", folder / "x.jsonl", "--vectors", folder / "wrong.npy")
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "finite rows for 300 queries" in done.stderr
+    done = build("similar", folder / "pool" / "train.jsonl", folder / "x.jsonl",
+                 "--vectors", folder / "wrong.npy")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "finite rows for 300 queries" in done.stderr
     (folder / "empty.npy").write_bytes(b"")
     for file, out, line in ((folder / "empty.npy", folder / "x.jsonl", "as one .npy array"),
                             (folder / "none.npy", folder / "x.jsonl", "as one .npy array"),
                             (folder / "wrong.npy", folder, "is a folder")):
         done = build("similar", folder / "pool" / "train.jsonl", out, "--vectors", file)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1) and line in done.stderr
-    row = {"id": "a", "question": "q", "answer": "+ some patch", "context": [{"role": "user", "content": "c"}]}
+    row = {"id": "a", "question": "q", "answer": "+ some patch",
+           "context": [{"role": "user", "content": "c"}]}
     write(folder / "t.jsonl", row, {"id": "b"}, row, row | {"id": "c", "context": [3]})
     done = build("filter", folder / "t.jsonl", folder / "x.jsonl", "--same", "repo")
     assert done.returncode == 2 and done.stderr.splitlines() == [
@@ -139,11 +155,13 @@ def test_builders_on_the_command_line(folder):
 def test_one_bad_picture_does_not_end_a_build(folder):
     """A picture whose end is missing: its header is sound, so only the build itself finds out."""
     (folder / "torn.png").write_bytes((folder / "2.png").read_bytes()[:-200])
-    write(folder / "pool.jsonl", *({"id": f"q{i}", "images": [name], "question": "how many ?", "solution": "-",
-                                    "answer": str(i)} for i, name in enumerate(["0.png", "torn.png", "1.png"])))
+    write(folder / "pool.jsonl", *(
+        {"id": f"q{i}", "images": [name], "question": "how many ?", "solution": "-", "answer": str(i)}
+        for i, name in enumerate(["0.png", "torn.png", "1.png"])))
     np.save(folder / "v.npy", np.eye(3))
-    for more in (["similar", "--vectors", folder / "v.npy", "--cosine", "-1"], ["similar", "--model", MODEL, "--cosine",
-                 "-1"], ["edit", "--command", f"{sys.executable} {folder / 'editor.py'}"]):
+    for more in (["similar", "--vectors", folder / "v.npy", "--cosine", "-1"],
+                 ["similar", "--model", MODEL, "--cosine", "-1"],
+                 ["edit", "--command", f"{sys.executable} {folder / 'editor.py'}"]):
         (folder / "editor.py").write_text(EDITOR)
         done = build(more[0], folder / "pool.jsonl", folder / "o.jsonl", *more[1:])
         assert done.returncode == 0, done.stderr

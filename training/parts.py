@@ -110,6 +110,12 @@ def runs_in_process(name: str) -> bool:
     return not (name in (*BUILT_IN, "rule") or "://" in name or name.endswith(".py"))
 
 
+def can_judge(name: str, facts: dict) -> bool:
+    """Whether the verifier of this name can judge a query with these facts: that of the built-in world has to
+    know what the picture shows."""
+    return name not in BUILT_IN or facts.keys() >= toy.FACTS
+
+
 def open_verifier(name: str, context: str, queries: Sequence[Query], judge_model: str = "",
                   prompt_file: str = "", timeout: float = 120.0, concurrency: int = 32,
                   max_failed_share: float = 0.2, log: str = "", max_context: int = 4096,

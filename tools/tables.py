@@ -1,0 +1,62 @@
+"""Rows of parquet files and of data sets on the hub: a few at a time in memory, pictures still encoded.
+
+A row that cannot be read is no exception here but a DataError among the rows, whose text says why: the caller
+decides whether it costs that row or everything.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from data import DataError
+
+
+def parquet_rows(file: Path, columns: tuple[str, ...] = (), needed: str = "") -> Iterator[dict | DataError]:
+    """Of a damaged row group the rest comes as one error a row; of a file that is no parquet, or has no
+    column `needed`, one error comes.  `columns`: read only these, as far as the file has them; default:
+    all."""
+    try:
+        import pyarrow
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise DataError(f"{file}: reading parquet files needs: pip install pyarrow") from None
+    try:
+        with ParquetFile(file, pre_buffer=False) as parquet:
+            names = parquet.schema_arrow.names
+            if needed and needed not in names:
+                yield DataError(f"no column {needed}")
+                return
+            present = [name for name in columns if name in names] if columns else None
+            for group in range(parquet.num_row_groups):
+                left = parquet.metadata.row_group(group).num_rows
+                try:
+                    for batch in parquet.iter_batches(batch_size=16, columns=present, row_groups=[group]):
+                        for row in batch.to_pylist():
+                            left -= 1
+                            yield row
+                except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+                    why = one_line(error)
+                    yield from (DataError(why) for _ in range(left))
+    except (pyarrow.ArrowException, OSError) as error:
+        yield DataError(one_line(error))
+
+
+def hub_rows(name: str, subset: str = "", revision: str | None = None, limit: int | None = None,
+             seed: int = 0) -> Iterator[dict]:
+    """Streams the split "train" of a data set, or of one subset of it.  With a limit its files are shuffled
+    by `seed`; rows stay in the order of their file."""
+    place = f"{name}:{subset}" if subset else name
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(f"{place}: reading from the hub needs: pip install datasets") from None
+    more = {key: value for key, value in (("name", subset), ("revision", revision)) if value}
+    try:
+        rows = datasets.load_dataset(name, split="train", streaming=True, **more)
+        rows = rows.decode(False) if rows.features else rows                   # pictures as encoded files
+        yield from rows.shuffle(seed=seed, buffer_size=1).take(limit) if limit else rows
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(f"cannot read {place} from the hub: {one_line(error)}") from None
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
