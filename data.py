@@ -88,7 +88,7 @@ def load_queries(source: str | Path) -> list[Query]:
     is.  Of a picture only the header is read: a file of 30,000 would take minutes else.
     """
     path = Path(source)
-    if path.is_dir() or path.suffix == ".parquet":
+    if path.is_dir() or path.suffix == ".parquet" or (":" in str(source) and not path.exists()):
         raise DataError(f"{source} is no JSONL file: python -m recipe.finevision {source} OUT writes one")
     queries, seen, bad = [], set(), []
     for where, line in json_lines(path):

@@ -21,7 +21,7 @@ def finevision_sample(folder: Path, size: int = 24) -> None:
     """
     def conversation(queries: list[Query], texts: list[tuple[str, str]], **more) -> dict:
         return {"images": [{"bytes": queries[0].images[0], "path": None}],
-                "facts": [json.dumps(query.facts) for query in queries],
+                "facts": [json.dumps(query.facts | {"licence": "MIT (built-in world)"}) for query in queries],
                 "texts": [{"user": user, "assistant": assistant} for user, assistant in texts], **more}
 
     # Worked solutions, two turns for every third picture, ratings.
