@@ -1,11 +1,10 @@
 """Texts of a model and their verdicts, for stages 4 and 5: from an engine in this process, or from
 servers."""
 
-import json
 from collections.abc import Iterator
 
 from data import Query
-from judges.server import OpenAIChat, Transient, openai_messages
+from judges.server import OpenAIChat, TransientError
 from reward import JudgeError, VerdictStatus, VerifierLike, VerifierUnreliable, side_by_side
 from sampler import HFEngine, Request, SampleStatus, VLLMEngine, seed_of
 from training.parts import open_engine
@@ -18,19 +17,14 @@ MIN_REFUSED = 8                                    # so many rows, all of them r
 class SamplingClient(OpenAIChat):
     """Samples of servers: temperature 1, each call with a seed of its own."""
 
-    def _request(self, call: tuple[list[dict], int]) -> bytes:
-        messages, seed = call
-        return json.dumps({"model": self.model, "temperature": 1.0, "top_p": 1.0, "seed": seed,
-                           "max_tokens": self.max_tokens, "messages": openai_messages(messages)}).encode()
-
     def sample(self, query: Query, seed: int) -> str | None | JudgeError:
         """None: the text was cut off at max_tokens.  A JudgeError: these servers will never answer the
         query."""
         content = [{"type": "image", "image": image} for image in query.images]
         content.append({"type": "text", "text": query.question})
         try:
-            return self(([{"role": "user", "content": content}], seed))
-        except Transient:
+            return self.complete([{"role": "user", "content": content}], temperature=1.0, top_p=1.0, seed=seed)
+        except TransientError:
             raise
         except JudgeError as error:
             return None if "max_tokens" in error.name else error

@@ -1,4 +1,4 @@
-"""OpenAIChat, Verifier and `python reward.py --responses` against a real HTTP server that misbehaves.
+"""OpenAIChat, Verifier and `python -m judges.file` against a real HTTP server that misbehaves.
 
 Guards against: a failure that becomes a 0.0, or goes uncounted; a call or a run that waits without bound; a picture
 that is changed on its way to the judge; a judged file that loses rows or mixes verdicts of two judges.
@@ -25,12 +25,13 @@ from judge_server import MODEL, MODES, JudgeServer
 from PIL import Image
 
 import reward
-from training import run_folder as runs
 import toy
 from data import save_queries
+from judges import file as judges_file
 from judges.server import OpenAIChat, data_url
 from reward import VERDICT_SCHEMA, JudgeError, VerdictStatus, Verifier, VerifierUnreliable
-from sampler import Sample, SampleStatus
+from sampler import Rollout, Sample, SampleStatus
+from training.rollouts import rollout_row
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = {"tries": 2, "backoff": 0.01, "max_wait": 0.05}
@@ -102,7 +103,9 @@ def test_what_is_sent(server, tmp_path, monkeypatch):
     chat = OpenAIChat(server.url, max_tokens=77, structured=False, log=str(tmp_path / "log"))
     Verifier(chat).judge_one(query, "red 3")
     first, second = server.requests
-    assert "Authorization" not in first["headers"] and second["headers"]["Authorization"] == "Bearer secret"
+    keys = [{name.lower(): value for name, value in request["headers"].items()}.get("authorization")
+            for request in (first, second)]
+    assert keys == [None, "Bearer secret"]
     assert first["body"]["response_format"]["json_schema"]["schema"] == VERDICT_SCHEMA
     assert "response_format" not in second["body"] and second["body"]["max_tokens"] == 77
     assert first["path"] == second["path"] == "/v1/chat/completions" and first["body"]["model"] == MODEL
@@ -171,7 +174,7 @@ def test_one_misbehaviour_that_passes_is_recovered(server, mode):
 def test_retry_after_is_waited_for_up_to_a_limit(server):
     server.misbehave, server.modes, server.times, server.retry_after = 1.0, ["429"], 1, 20
     start = time.monotonic()
-    OpenAIChat(server.url, **QUICK | {"max_wait": 0.25})(reward.judge_messages(QUERIES[0], "red 3", "solution"))
+    OpenAIChat(server.url, **QUICK | {"max_wait": 0.25})(reward.judge_messages(QUERIES[0], "red 3", reward.judge_prompt("solution")))
     assert 0.25 < time.monotonic() - start < 10
 
 
@@ -288,10 +291,10 @@ def write_rows(folder: Path, queries: list, responses: list[str]) -> Path:
 
 def command(monkeypatch, capsys, *arguments) -> tuple[int, str, str]:
     """-> exit status, stdout, and stderr without the bar."""
-    monkeypatch.setattr(sys, "argv", ["reward.py", *map(str, arguments)])
+    monkeypatch.setattr(sys, "argv", ["judges.file", *map(str, arguments)])
     status = 0
     try:
-        reward.main()
+        judges_file.main()
     except SystemExit as stop:
         status = stop.code
     told = capsys.readouterr()
@@ -346,7 +349,7 @@ def test_a_killed_session_loses_nothing(server, tmp_path, monkeypatch, capsys):
     server.delay = (0.15, 0.15)
     file, out = write_rows(tmp_path, *tries(60)), tmp_path / "out.jsonl"
     arguments = ["--url", server.url, "--responses", str(file), "--out", str(out), "--concurrency", "3"]
-    child = subprocess.Popen([sys.executable, str(ROOT / "reward.py"), *arguments], stderr=subprocess.DEVNULL,
+    child = subprocess.Popen([sys.executable, "-m", "judges.file", *arguments], cwd=ROOT, stderr=subprocess.DEVNULL,
                              env={**os.environ, "OMP_NUM_THREADS": "1"})
     deadline = time.monotonic() + 60
     while not out.exists() or out.read_bytes().count(b"\n") < 8:
@@ -370,8 +373,8 @@ def test_a_finished_run_can_be_judged_again(server, tmp_path, monkeypatch, capsy
         verdicts = toy.ToyVerifier().judge([query] * 2, [sample.text for sample in samples])
         truth |= {f"{number}/{stage}/{i}": v.reward for stage in (1, 2) for i, v in enumerate(verdicts)}
         group = SimpleNamespace(members=[SimpleNamespace(advantage=0.0)] * 4, kind=SimpleNamespace(value="mixed"))
-        rollout = runs.Rollout(query, group, samples, verdicts, samples, verdicts, [True, False])
-        rows.append(runs.record(rollout, 1, tmp_path))
+        rollout = Rollout(query, None, query.id, samples, verdicts, samples, verdicts, [True, False], group)
+        rows.append(rollout_row(rollout, 1, tmp_path))
     (tmp_path / "rollouts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     status, out, _ = command(monkeypatch, capsys, "--url", server.url, "--responses", tmp_path / "rollouts.jsonl")
     assert status == 0 and "16 of 16" in out
@@ -408,7 +411,7 @@ def test_bad_rows_name_file_and_line(server, tmp_path, monkeypatch, capsys, row,
 
 def test_other_bad_input(server, tmp_path, monkeypatch, capsys):
     file = tmp_path / "rows.jsonl"
-    for content, told in ((None, "cannot be read"), (b"\n", "no responses in"), (b"\xff\xfe", "cannot be read")):
+    for content, told in ((None, "data file not found"), (b"\n", "no responses in"), (b"\xff\xfe", "not UTF-8")):
         if content is not None:
             file.write_bytes(content)
         status, _, line = command(monkeypatch, capsys, "--url", server.url, "--responses", file)
