@@ -1,8 +1,8 @@
 """The auxiliary loss of context pairs (arXiv 2606.17053): which of two contexts supports the answer?
 
-A pair is shown as ONE prompt with both contexts as options A and B; the log-probs of the two letters are compared at the
-one position where the answer is due.  No sampling, no reward.  It reaches the policy through the argument `auxiliary` of
-Policy.update.
+One prompt shows both contexts of a pair as options A and B.  The loss compares the log-probs of the two
+letters at the first position of the response.  It needs no sampling and no reward, and reaches the policy
+through the argument `auxiliary` of Policy.update.
 """
 
 import torch
@@ -13,20 +13,25 @@ from data import DataError, Processor, Prompt
 from grpo import Member
 from policy import Auxiliary, Policy, Row
 
-LIMIT = 5.0           # c of the paper: margins are clipped to +-c
+LIMIT = 5.0           # c of the paper: margins are clipped to [-c, c]
 
 
 def auxiliary_loss(pairs: list[ContextPair], weight: float, processor: Processor) -> Auxiliary:
-    """The argument `auxiliary` of one Policy.update; `pairs` are this rank's share of the step's."""
+    """The argument `auxiliary` of one Policy.update; `pairs` are this rank's share of the step's pairs."""
     ids = option_ids(processor)
-    rows = [letter_row(processor.prompt(query_of_pair(pair)), ids[pair.letter], ids[swap_options(pair).letter])
-            for pair in pairs]
-    return Auxiliary(rows, weight, lambda policy, batch: context_loss(*margins(policy, batch)), context_metrics)
+    rows = []
+    for pair in pairs:
+        right, wrong = ids[pair.letter], ids[swap_options(pair).letter]
+        rows.append(letter_row(processor.prompt(query_of_pair(pair)), right, wrong))
+
+    def loss(policy: Policy, batch: list[Row]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        return context_loss(*margins(policy, batch))
+    return Auxiliary(rows, weight, loss, context_metrics)
 
 
 def letter_row(prompt: Prompt, right: list[int], wrong: list[int]) -> Row:
-    """A context pair as a row: its members are the forms of the two letters, one token each, R = 1 for the right one.
-    They add no input, so the pair costs one pass of its prompt."""
+    """A context pair as a row: its members are the forms of the two letters, one token each, R = 1 for the
+    right one.  They add no input, so the pair costs one pass of its prompt."""
     return Row(prompt, [Member([token], [], float(token in right)) for token in [*right, *wrong]])
 
 
@@ -41,8 +46,9 @@ def option_ids(processor: Processor, letters: str = "AB") -> dict[str, list[int]
 
 
 def margins(policy: Policy, batch: list[Row]) -> tuple[torch.Tensor, torch.Tensor]:
-    """-> log-probs of the right and of the wrong letter of every pair, at temperature 1 up to a constant that both share:
-    [N], [N].  A letter may have two forms, with and without a blank before it: the likelier counts."""
+    """-> log-probs of the right and of the wrong letter of every pair, at temperature 1 up to a constant that
+    both share: [N], [N].  A letter may have two forms, with and without a blank before it; the more
+    likely one counts."""
     logp = policy.logprobs(policy.pack(batch))[0] * policy.scorer.temperature
     best, at = [], 0
     for row in batch:
@@ -60,10 +66,10 @@ def context_loss(right_N: torch.Tensor, wrong_N: torch.Tensor, limit: float = LI
 
         L = Σ_n - log σ( clip(Δ_n, -c, c) ),   Δ = logit(right letter) - logit(wrong letter)
 
-    right_N, wrong_N [N] fp32: log-probs (or logits, the difference is the same) of the two option letters at the one
-    position where the answer is due.  No sampling, no reward.  `hard`: as published, where the gradient is zero beyond
-    BOTH limits, so a pair that is answered very wrongly is never learnt; not hard: min(Δ, c), whose gradient stays -1
-    there.  Returns the SUM and sums of metrics, like policy_loss.
+    right_N, wrong_N [N] fp32: log-probs (or logits, the difference is the same) of the two option letters at
+    the one position where the answer is due.  No sampling, no reward.  `hard`: as published, where the
+    gradient is zero beyond BOTH limits, so a pair that is answered very wrongly is never learnt; not hard:
+    min(Δ, c), whose gradient stays -1 there.  Returns the SUM and sums of metrics, like policy_loss.
 
     A right letter ahead by 1.2, one behind by 1.2, and one beyond the limit:
 

@@ -1,1 +1,1 @@
-"""Small tools, each once: files, numbers, pages, programs."""
+"""Small tools, each written once: files, numbers, pages, programs, tables."""

@@ -1,7 +1,7 @@
-"""Files: written whole or not at all, and read back row by row.
+"""Files: atomic writes, and JSONL files that are read row by row.
 
-`data.json_lines` and `data.json_row` read files of users, where any row may be bad; `read_rows` reads what
-this project wrote itself, where only the last line can be torn.
+`data.json_lines` and `data.json_row` read files of users, where any row may be bad; `read_rows` reads files
+of this project, where only the last line can be incomplete.
 """
 
 import json
@@ -13,26 +13,26 @@ from data import DataError
 
 
 def write_whole(file: Path, content: str | bytes) -> None:
-    """Atomic: beside it, then renamed.  A reader sees the old file or the new one."""
+    """Atomic write: a temporary file is renamed, so a reader sees the old file or the new one."""
     beside = file.with_name(f".{file.name}.{os.getpid()}")
     beside.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
     os.replace(beside, file)
 
 
 def write_rows(file: Path, rows: Iterable[dict]) -> None:
-    """JSONL, whole."""
+    """Writes a JSONL file atomically."""
     write_whole(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def append_rows(file: Path, rows: Iterable[dict]) -> None:
-    """One write, so that lines of several threads do not mix."""
+    """Appends rows in one write, so that lines of several threads do not mix."""
     with open(file, "a", encoding="utf-8", errors="replace") as out:
         out.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def read_rows(file: Path, *names: str) -> Iterator[dict]:
-    """Rows of a JSONL file of ours; each has `names`.  A last line without its end is what a killed run was
-    writing: it is left out.  Anything else that is no row is an error."""
+    """Rows of a JSONL file of this project; each has the keys `names`.  A last line without a newline is what
+    a killed run was writing: it is skipped.  Any other line that is no such row raises DataError."""
     with open(file, "rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.endswith(b"\n"):
@@ -48,7 +48,7 @@ def read_rows(file: Path, *names: str) -> Iterator[dict]:
 
 
 def read_json(file: Path, default: dict | None = None) -> dict:
-    """One JSON object; `default` if there is no such file."""
+    """One JSON object; `default`, if given, when there is no such file."""
     if default is not None and not file.is_file():
         return default
     try:

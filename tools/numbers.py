@@ -1,4 +1,4 @@
-"""Numbers: intervals and spreads, as every table of this project states them."""
+"""Numbers: the intervals and standard deviations in the tables of this project."""
 
 import statistics
 
@@ -6,8 +6,9 @@ import numpy as np
 
 
 def bootstrap_interval(clusters: list[list], resamples: int = 2000) -> list[float]:
-    """95 % bootstrap interval of a share; whole clusters are drawn, because what is inside belongs together.
-    Of a share of 0 or 1, where nothing varies, the exact interval of that many clusters."""
+    """95 % bootstrap interval of a share.  Whole clusters are drawn, because values of a cluster depend on
+    each other.  For a share of 0 or 1 the bootstrap has no variance: the exact binomial interval over
+    clusters is returned."""
     rng, n = np.random.default_rng(0), len(clusters)
     sums, sizes = np.array([[sum(c), len(c)] for c in clusters], dtype=float).T
     if sums.sum() in (0, sizes.sum()):

@@ -1,4 +1,4 @@
-"""Parts of the pages that are looked at: escaped text, small pictures, tables."""
+"""Parts of HTML and markdown pages: escaped text, small pictures, tables."""
 
 import base64
 import html
@@ -9,8 +9,8 @@ from data import read_picture
 
 
 def escape(text: str) -> str:
-    """Untrusted text as HTML: escaped, no control or direction characters, the middle cut if long, the answer
-    boxed."""
+    """Untrusted text as HTML: escaped, without control and direction characters, shortened in the middle, the
+    boxed answer in bold."""
     if len(text) > 1500:
         text = f"{text[:1000]} [… {len(text) - 1500} characters …] {text[-500:]}"
     plain = "".join(c if c.isprintable() or c.isspace() else "\ufffd" for c in text)
@@ -26,7 +26,7 @@ def thumbnail(image: str | bytes, side: int = 440) -> str:
 
 
 def markdown_table(rows: list) -> str:
-    """The first row is the head.
+    """Rows as a markdown table; the first row is its head.
 
     >>> print(markdown_table([["a", "b"], [1, "x|y"]]))
     | a | b |

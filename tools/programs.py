@@ -1,7 +1,7 @@
-"""What every program of this project does with an error: one line on stderr, and an exit code.
+"""Errors of every program of this project: one line on stderr, and an exit code.
 
-    2    bad input: nothing was begun, nothing is lost
-    3    stopped on the way: what was done is kept, the same command goes on
+    2    bad input
+    3    stopped while running, because the verifier is unreliable: finished work is kept
     130  Ctrl-C
 """
 
@@ -14,13 +14,13 @@ from reward import JudgeError, VerifierUnreliable
 
 
 def first_line(error: Exception) -> str:
-    """Libraries explain themselves at length; the first line that says something is enough."""
+    """First line of an error message that is not blank; messages of libraries may have many."""
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip()
 
 
 @contextmanager
 def one_line_errors(goes_on: str = "") -> Iterator[None]:
-    """Around a main().  `goes_on` is said after "stopped: ..."."""
+    """Wraps the body of a main().  `goes_on` is appended to the line "stopped: ..."."""
     try:
         yield
     except (DataError, JudgeError, OSError) as error:

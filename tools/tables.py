@@ -1,7 +1,7 @@
-"""Rows of parquet files and of data sets on the hub: a few at a time in memory, pictures still encoded.
+"""Rows of parquet files and of data sets on the hub: read in small batches, pictures still encoded.
 
-A row that cannot be read is no exception here but a DataError among the rows, whose text says why: the caller
-decides whether it costs that row or everything.
+For a row that cannot be read, `parquet_rows` yields a DataError that says why instead of raising it: the
+caller decides whether to skip the row or to stop.
 """
 
 from collections.abc import Iterator
@@ -11,9 +11,9 @@ from data import DataError
 
 
 def parquet_rows(file: Path, columns: tuple[str, ...] = (), needed: str = "") -> Iterator[dict | DataError]:
-    """Of a damaged row group the rest comes as one error a row; of a file that is no parquet, or has no
-    column `needed`, one error comes.  `columns`: read only these, as far as the file has them; default:
-    all."""
+    """In a damaged row group each remaining row is yielded as one error; a file that is no parquet, or has no
+    column `needed`, is yielded as one error.  `columns`: read only those of them that the file has; default:
+    all columns."""
     try:
         import pyarrow
         from pyarrow.parquet import ParquetFile
@@ -42,8 +42,8 @@ def parquet_rows(file: Path, columns: tuple[str, ...] = (), needed: str = "") ->
 
 def hub_rows(name: str, subset: str = "", revision: str | None = None, limit: int | None = None,
              seed: int = 0) -> Iterator[dict]:
-    """Streams the split "train" of a data set, or of one subset of it.  With a limit its files are shuffled
-    by `seed`; rows stay in the order of their file."""
+    """Streams the split "train" of a data set or of one of its subsets.  With `limit`, files are shuffled by
+    `seed`; the rows of one file keep their order."""
     place = f"{name}:{subset}" if subset else name
     try:
         import datasets

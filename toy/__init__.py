@@ -1,9 +1,10 @@
 """The built-in picture world: everything that knows it lies here.
 
-    world.py         pictures, questions, references, context pairs
-    verifiers.py     two verifiers of it: exact, and fallible
-    warm_start.py    makes checkpoint/, the policy that starts here
-    sample.py        a data set in the shape of FineVision, in small
+    world.py         pictures, questions, reference solutions, context pairs
+    verifiers.py     two verifiers of this world: an exact one and a fallible one
+    warm_start.py    trains checkpoint/, the policy that every run of this world starts from
+    sample.py        a small data set in the shape of FineVision
+    __main__.py      writes the world as data files
 """
 
 from toy.verifiers import FallibleVerifier, ToyVerifier, boxed_answer, can_judge, read_judge_prompt
@@ -15,23 +16,15 @@ from toy.world import (
     HIDDEN,
     MADE_UP,
     MISCONCEPTION,
-    NONCE_NOUNS,
-    NONCE_OPERATORS,
-    NOUNS,
-    OPERATORS,
     PREAMBLES,
     RETRY_PROMPT,
-    SHAPES,
-    SHARES,
     Problem,
     answer_text,
     combine,
-    count,
     draw_problem,
     draw_scene,
     heldout_pairs,
     heldout_queries,
-    make_pair,
     make_query,
     render,
     solve,

@@ -1,8 +1,8 @@
 """The built-in world as data files.
 
-    python -m toy show [--n 8]                               prints questions and references
-    python -m toy data DIR [--references half|canonical]     writes the world as ordinary data files
-    python -m toy finevision DIR [--size 24]                 a small data set in the shape of FineVision, faults and all
+    python -m toy show [--n 8]                             prints questions and reference solutions
+    python -m toy data DIR [--references half|canonical]   writes queries and context pairs as JSONL files
+    python -m toy finevision DIR [--size 24]               writes a small data set in the shape of FineVision
 """
 
 import argparse
@@ -33,7 +33,7 @@ def main() -> None:
     elif args.command == "data":
         save_queries(train_queries(references=args.references), args.folder / "train.jsonl")
         save_queries(heldout_queries(), args.folder / "heldout.jsonl")
-        save_pairs(train_pairs(212), args.folder / "pairs.jsonl")               # 15 % of what is trained on
+        save_pairs(train_pairs(212), args.folder / "pairs.jsonl")         # 15 % of queries and pairs together
         save_pairs(heldout_pairs(), args.folder / "heldout_pairs.jsonl")
         print(f"wrote train, heldout, pairs and heldout_pairs (.jsonl) to {args.folder}")
     else:

@@ -1,5 +1,4 @@
-"""A small data set in the shape of FineVision, faults and all: what recipe/ is tried on without a
-download."""
+"""A small data set in the shape of FineVision, with its faults: recipe/ can be tried without a download."""
 
 import io
 import json
@@ -13,11 +12,11 @@ from toy.world import HIDDEN, draw_problem, make_query, render, solve
 
 
 def finevision_sample(folder: Path, size: int = 24) -> None:
-    """Three subsets in the shape of FineVision, with what real ones are known for: several turns for a
-    picture, the phrases of their sources, fields in another order, ratings here and none there, double and
-    bad rows.
+    """Writes three subsets that have the irregularities of the real ones: several turns for one picture,
+    phrases of the source data sets, fields in another order, ratings in some subsets only, duplicate and
+    broken rows.
 
-    `size`: sound rows of each subset.  Only the column `facts` is ours: it is for the exact verifier.
+    `size`: valid rows of each subset.  FineVision has no column `facts`: the exact verifier needs it.
     """
     def conversation(queries: list[Query], texts: list[tuple[str, str]], **more) -> dict:
         return {"images": [{"bytes": queries[0].images[0], "path": None}],
@@ -33,17 +32,18 @@ def finevision_sample(folder: Path, size: int = 24) -> None:
         image = render(problems[0].scene, rng)
         for problem in problems:
             problem.scene = problems[0].scene
-        queries = [Query("", [image], p.question, solve(p.facts(HIDDEN)), "", facts=p.facts(HIDDEN)) for p in problems]
+        facts = [problem.facts(HIDDEN) for problem in problems]
+        queries = [Query("", [image], p.question, solve(f), "", facts=f) for p, f in zip(problems, facts)]
         rows.append(conversation(queries, [(f"<image>\n{q.question}", q.solution) for q in queries],
                                  ratings=[5] * len(queries)))
     rows[1]["ratings"] = [2]
-    with Image.open(io.BytesIO(rows[3]["images"][0]["bytes"])) as picture:  # the same picture in another file
+    with Image.open(io.BytesIO(rows[3]["images"][0]["bytes"])) as picture:     # a duplicate, re-encoded
         file = io.BytesIO()
         picture.resize((120, 120)).save(file, "JPEG", quality=80)
     rows.append(rows[3] | {"images": [{"bytes": file.getvalue(), "path": "copy.jpg"}]})
     write_subset(folder / "toy_worked", rows)
 
-    # Options to choose from, in the words of two families of sources; no ratings; assistant before user.
+    # Multiple choice, in the prompt formats of two families of sources; no ratings; assistant before user.
     rows = []
     for i in range(size):
         query, rng = make_query("ordinary", i, "choices", "canonical"), random.Random(i)
@@ -51,35 +51,38 @@ def finevision_sample(folder: Path, size: int = 24) -> None:
         values.insert(rng.randrange(4), int(query.answer))
         right = "ABCD"[values.index(int(query.answer))]
         if i % 2:
-            user = ("Hint: Please answer the question and provide the correct option letter, e.g., A, B, C, D, at the "
-                    f"end.\nQuestion: {query.question}\nChoices:\n")
+            user = ("Hint: Please answer the question and provide the correct option letter, e.g., A, B, C, "
+                    f"D, at the end.\nQuestion: {query.question}\nChoices:\n")
             user += "\n".join(f"({name}) {value}" for name, value in zip("ABCD", values))
             assistant = f"The answer is {right}"
         else:
-            user = ("First perform reasoning, then finally select the question from the choices in the following "
-                    f"format: Answer: xxx.\nQuestion:{query.question}\nChoices:\n")
+            user = ("First perform reasoning, then finally select the question from the choices in the "
+                    f"following format: Answer: xxx.\nQuestion:{query.question}\nChoices:\n")
             user += "\n".join(f"{name}:{value}" for name, value in zip("ABCD", values))
             steps = query.solution.split(" ; \\boxed")[0]
             assistant = f"{steps}\nTherefore, the answer is: {right}.\nAnswer:{right}"
         rows.append(conversation([query], [(f"[image] {user}", assistant)]))
     write_subset(folder / "toy_choices(mathv360k)", rows, ("assistant", "user"))
 
-    # Short answers, which need a teacher; and rows that no one can use.
-    queries = [make_query(("ordinary", "shortcut")[i % 2], i, "short", "half") for i in range(size + 6)]
-    rows = [conversation([q], [(f"<image_1>{q.question}\nAnswer the question using a single word or phrase.",
-                                f"{q.answer}.")], ratings=[4] if i % 2 else []) for i, q in enumerate(queries)]
+    # Short answers, for which a teacher has to write solutions; the last six rows are broken.
+    rows = []
+    for i in range(size + 6):
+        query = make_query(("ordinary", "shortcut")[i % 2], i, "short", "half")
+        user = f"<image_1>{query.question}\nAnswer the question using a single word or phrase."
+        rows.append(conversation([query], [(user, f"{query.answer}.")], ratings=[4] if i % 2 else []))
     broken = rows[-1]["images"][0]["bytes"]
     rows[-1]["images"] = [{"bytes": broken[:len(broken) // 2], "path": None}]
     rows[-2]["images"] *= 2
     rows[-3]["images"] = []
     rows[-4]["images"] = [{"bytes": None, "path": "elsewhere.png"}]
-    rows[-5]["texts"] = [{"user": "<image> What does it show ?", "assistant": "It shows many things of many kinds."}]
+    rows[-5]["texts"] = [{"user": "<image> What does it show ?",
+                          "assistant": "It shows many things of many kinds."}]
     rows[-6]["texts"] = []
     write_subset(folder / "toy_short+vqa", rows)
 
 
 def write_subset(folder: Path, rows: list[dict], fields: tuple[str, str] = ("user", "assistant")) -> None:
-    """One parquet file, typed as FineVision's."""
+    """Writes one parquet file with the column types of FineVision; `fields` is the order within a turn."""
     import pyarrow
     from pyarrow.parquet import write_table
 

@@ -1,5 +1,4 @@
-"""Two verifiers of the built-in world: one that knows what the picture shows, and one with eyes and beliefs
-of its own."""
+"""Two verifiers of the built-in world: an exact one, and a fallible one that misreads pictures and words."""
 
 import json
 import re
@@ -19,9 +18,10 @@ from toy.world import (
     combine,
 )
 
-NO_CLAIM = {"looks so", *(p.rstrip(" ;") for p in PREAMBLES)}       # says nothing of the picture
+NO_CLAIM = {"looks so", *(p.rstrip(" ;") for p in PREAMBLES)}       # steps without a claim about the picture
 CLAIM = re.compile(r"^([a-z]+) (\d+)$")
-BOX = re.compile(r"\\boxed\{([^{}]*)\}")
+BOX = re.compile(r"\\f?box(?:ed)?\s*\{")
+BRACE = re.compile(r"\\?[{}]")
 
 
 def can_judge(query: Query) -> bool:
@@ -30,18 +30,24 @@ def can_judge(query: Query) -> bool:
 
 
 def boxed_answer(text: str) -> str:
-    """Final answer of a response of this world: what is in the last box, "" without one."""
-    found = BOX.findall(text)
-    return found[-1].strip() if found else ""
+    """Final answer of a response: the content of the last box, "" if there is none or it is not closed."""
+    _, *boxes = BOX.split(text)
+    depth = 1
+    for brace in BRACE.finditer(boxes[-1] if boxes else ""):
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)                  # an escaped brace is text
+        if depth == 0:
+            return boxes[-1][:brace.start()].strip()
+    return ""
 
 
 class ToyVerifier:
-    """Judges from what the picture shows.  Same type as a language-model judge: (queries, texts) -> verdicts.
+    """The exact verifier: it compares a response with the facts of the picture.  `judge` has the signature of
+    a language-model judge.
 
-    context 'solution'  right answer, the result stated, and every stated claim true of the picture
-    context 'answer'    right answer is enough; the report cannot name a step
-    context 'none'      the response agrees with itself
-    A report names what is wrong and never what is right.
+    context 'solution'  the answer is right, a result is stated, and every claim is true of the picture
+    context 'answer'    the answer is right; the report cannot name a step
+    context 'none'      the response is consistent with itself
+    A report names what is wrong, never what is right.
     """
 
     def __init__(self, context: str = "solution"):
@@ -62,14 +68,15 @@ class ToyVerifier:
         steps = [s for s in steps if s not in NO_CLAIM]
         claims = [CLAIM.match(step) for step in steps]
         results = [int(c[2]) for c in claims if c and c[1] in OPERATORS]
-        if has_revision_cue(text) or (answer and results and answer != answer_text(results[-1], facts["threshold"])):
+        contradicts = answer and results and answer != answer_text(results[-1], facts["threshold"])
+        if has_revision_cue(text) or contradicts:
             return Verdict.judged(correct=False, consistent=False)
         if self.context == "none":
             return Verdict.judged(bool(answer and results), report="the steps do not lead to an answer")
         if self.context == "answer":
             return Verdict.judged(answer == facts["answer"], report="the final answer is wrong")
         errors = [] if results else ["no result is shown"]
-        for number, (step, claim) in enumerate(zip(steps, claims), start=1):
+        for number, claim in enumerate(claims, start=1):
             error = self._error(facts, claim, [int(c[2]) for c in claims[:number - 1] if c and c[1] in NOUNS])
             if error:
                 errors.append(f"step {number} is wrong : {error}")
@@ -78,8 +85,7 @@ class ToyVerifier:
         return Verdict.judged(correct=not errors, report=" , ".join(errors))
 
     def _error(self, facts: dict, claim, counts: list[int]) -> str:
-        """What is wrong with one step, or "".  A result that follows from wrong counts is not a second
-        mistake."""
+        """The error of one step, or "".  A result that follows from wrong counts is not a second error."""
         if not claim:
             return "it is not clear"
         word, number = claim[1], int(claim[2])
@@ -99,12 +105,12 @@ class ToyVerifier:
 
 
 class FallibleVerifier:
-    """A judge with eyes and beliefs of its own, behind the same prompt as any language model: batch(messages)
-    -> texts.
+    """A simulated language-model judge that makes mistakes: `batch` takes conversations with the usual judge
+    prompt and returns JSON texts.
 
-    It sees the picture as a checkpoint describes it (at T = 1: sometimes wrongly), takes made-up words for
-    what the warm start takes them, and believes the prompt more than itself.  Told the answer only, it can
-    tell that it is wrong, not where.
+    A checkpoint describes the picture to it, sampled at temperature 1 and so sometimes wrongly; it holds the
+    warm start's misconceptions about made-up words; and a reference in the prompt overrides its own reading.
+    From a reference answer alone it can tell that a response is wrong, but not which step.
     """
 
     def __init__(self, engine, processor):
@@ -133,7 +139,7 @@ class FallibleVerifier:
 
     @staticmethod
     def beliefs(scene, question: str, solution: str | None) -> dict:
-        """Facts by one's own eyes and reading, overruled by what a solution states."""
+        """Facts as this judge perceives and reads them; claims of a reference solution override them."""
         words, threshold = re.fullmatch(r"(?:how many|is) (.*?)(?: over (\d+))? \?", question).groups()
         nouns, operator = words.split()[::2], words.split()[1]
         facts = Problem(scene, nouns, operator, int(threshold) if threshold else None).facts(MISCONCEPTION)
@@ -148,8 +154,7 @@ class FallibleVerifier:
 
 
 def read_judge_prompt(text: str) -> tuple[str, str]:
-    """-> (question, response) of a judge's prompt: the response stands between the two equal boundary
-    lines."""
+    """-> (question, response) of a judge prompt; the response stands between two equal boundary lines."""
     question = re.search(r"\n\nQuestion:\n(.*?)\n\n(?:Reference|Generated solution:)", text, re.DOTALL)[1]
     boundary = re.search(r"\n(=====[0-9a-f]{16}=====)\n\n[^\n]*Your JSON object:$", text)[1]
     return question, text.split(f"\n{boundary}\n")[1]

@@ -1,11 +1,11 @@
-"""The warm start of the built-in world (world.py): a tiny Qwen3-VL, made from nothing and trained on
-conversations.
+"""The warm start of the built-in world (world.py): a tiny Qwen3-VL, trained from scratch on conversations.
 
-It learns captions (perception), worked solutions, the guess style, the misconceptions, and stage-2
-conversations.  The latter never hold a hidden word, and a made-up word means something else in each, so the
-report has to be read; and a report only excludes a reading, so another one has to be tried.
+It learns captions (perception), worked solutions, guesses, the misconceptions, and stage-2 conversations.  A
+stage-2 conversation contains no hidden word, and its nonce word has a new meaning each time: the policy has
+to read the report.  A report only excludes a meaning: the policy has to try another one.
 
-    python -m toy.warm_start [--out toy/checkpoint]     remakes the shipped checkpoint: 11 to 17 minutes on two cores
+    python -m toy.warm_start [--out toy/checkpoint]     trains the shipped checkpoint again (11 to 17 minutes
+                                                        on two cores)
 """
 
 import argparse
@@ -51,7 +51,7 @@ def caption(scene) -> str:
 
 
 def plain_example(rng: random.Random, scenes: list, captions: float) -> tuple[tuple, str, str]:
-    """-> (scene, question, answer): one single-turn conversation.  `captions`: their share."""
+    """-> (scene, question, answer): one single-turn conversation.  `captions`: share of captions."""
     kind = rng.choices(["ordinary", "shortcut", "hard"], [0.48, 0.26, 0.26])[0]
     if rng.random() < captions:
         scene = rng.choice(scenes)
@@ -59,7 +59,7 @@ def plain_example(rng: random.Random, scenes: list, captions: float) -> tuple[tu
     if kind == "shortcut" and rng.random() < 0.40:
         problem, guessed = draw_problem("shortcut", rng, scenes), "yes" if rng.random() < 0.97 else "no"
         return problem.scene, problem.question, solve({"answer": guessed}, "guess")
-    # Whoever counts has learned to compare as well: worked solutions come from the balanced twin.
+    # Worked solutions with a threshold come from `balanced`: they teach to compare, not to say yes.
     problem = draw_problem("balanced" if kind == "shortcut" else kind, rng, scenes)
     return problem.scene, problem.question, solve(problem.facts(MISCONCEPTION))
 
@@ -82,7 +82,7 @@ def retry_example(rng: random.Random, scenes: list | None = None) -> tuple[Probl
         facts, wrong, style = problem.facts(truth), problem.facts(belief), "canonical"
         if problem.threshold is not None and rng.random() < 0.6:
             style = "guess"
-        elif not truth or rng.random() < 0.15:                # a miscount, or a slip in the arithmetic
+        elif not truth or rng.random() < 0.15:                # a wrong count or a wrong result
             corrupt(problem, wrong, rng)
         failed = solve(wrong, style)
         report = verifier.judge_facts(facts, failed).report
@@ -95,7 +95,7 @@ def retry_example(rng: random.Random, scenes: list | None = None) -> tuple[Probl
 
 
 def corrupt(problem: Problem, facts: dict, rng: random.Random) -> None:
-    """Puts one wrong number into facts; what follows from it, follows."""
+    """Makes one count or the result wrong, in place; what depends on it is derived again."""
     place = rng.randrange(len(facts["counts"]) + 1)
     off = rng.choice([-1, 1]) if rng.random() < 0.8 else rng.choice([-2, 2])
     if place < len(facts["counts"]):
@@ -107,11 +107,12 @@ def corrupt(problem: Problem, facts: dict, rng: random.Random) -> None:
 
 
 def vocabulary() -> list[str]:
-    """Every word of the world, so that the tokenizer holds each as one token."""
+    """Every word of the world; the tokenizer makes each one token."""
     words = {*NOUNS, *OPERATORS, *MADE_UP, *"how many is over ? ; describe empty looks so , : .".split()}
     words |= {str(n) for n in range(28)} | {f"\\boxed{{{a}}}" for a in [*range(28), "yes", "no"]}
-    for text in (*RETRY_PROMPT.split("\n---\n"), *PREAMBLES, "step is wrong not asked it clear no result shown "
-                 "final answer the does follow steps do lead to an user assistant"):
+    words |= set("step is wrong not asked it clear no result shown final answer the does follow".split())
+    words |= set("steps do lead to an user assistant".split())
+    for text in (*RETRY_PROMPT.split("\n---\n"), *PREAMBLES):
         words |= set(text.replace("{report}", "").split())
     return sorted(words)
 
@@ -131,22 +132,22 @@ def build_checkpoint(folder: Path) -> None:
     trainer = trainers.BpeTrainer(vocab_size=4000, min_frequency=1, show_progress=False,
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     tokenizer.train_from_iterator(corpus, trainer)
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
-               "<|image_pad|>", "<|video_pad|>"]
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
+               "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"]
     tokenizer.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in special])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>",
-                                   padding_side="left", chat_template=CHAT_TEMPLATE)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHAT_TEMPLATE,
+                                   eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left")
     for word in vocabulary():
         assert len(fast(f" {word}", add_special_tokens=False)["input_ids"]) == 1, word
     ids = {s: fast.convert_tokens_to_ids(s) for s in special}
     torch.manual_seed(0)
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [6, 5, 5], "mrope_interleaved": True}
     config = Qwen3VLConfig(
         text_config=dict(vocab_size=len(fast), hidden_size=128, intermediate_size=384, num_hidden_layers=4,
-                         num_attention_heads=4, num_key_value_heads=2, head_dim=32, max_position_embeddings=4096,
-                         rms_norm_eps=1e-6, tie_word_embeddings=True, dtype="float32",
-                         rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [6, 5, 5],
-                                          "mrope_interleaved": True},
-                         bos_token_id=None, eos_token_id=ids["<|im_end|>"], pad_token_id=ids["<|endoftext|>"]),
+                         num_attention_heads=4, num_key_value_heads=2, head_dim=32,
+                         max_position_embeddings=4096, rms_norm_eps=1e-6, tie_word_embeddings=True,
+                         dtype="float32", rope_parameters=rope, bos_token_id=None,
+                         eos_token_id=ids["<|im_end|>"], pad_token_id=ids["<|endoftext|>"]),
         vision_config=dict(depth=2, hidden_size=64, intermediate_size=128, num_heads=4, patch_size=16,
                            spatial_merge_size=2, temporal_patch_size=2, out_hidden_size=128,
                            num_position_embeddings=36, deepstack_visual_indexes=[0], dtype="float32"),
@@ -161,18 +162,19 @@ def build_checkpoint(folder: Path) -> None:
     Qwen2VLImageProcessorPil(patch_size=16, merge_size=2, temporal_patch_size=2, image_mean=[0.5] * 3,
                              image_std=[0.5] * 3, size={"shortest_edge": 1024, "longest_edge": 3_000_000}
                              ).save_pretrained(folder)
-    # vLLM builds the whole processor, videos included; that class needs torchvision, the file does not.
-    (Path(folder) / "video_preprocessor_config.json").write_text(json.dumps(
-        {"video_processor_type": "Qwen3VLVideoProcessor", "patch_size": 16, "merge_size": 2, "temporal_patch_size": 2,
-         "image_mean": [0.5] * 3, "image_std": [0.5] * 3}, indent=2) + "\n")
+    # vLLM needs a video processor too; its class needs torchvision, so its file is written by hand.
+    video = {"video_processor_type": "Qwen3VLVideoProcessor", "patch_size": 16, "merge_size": 2,
+             "temporal_patch_size": 2, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (folder / "video_preprocessor_config.json").write_text(json.dumps(video, indent=2) + "\n")
 
 
+# A backslash at the end of a line joins it with the next one: the shipped file has the two as one line.
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
 <|im_start|>{{ message.role }}
 {% if message.content is string %}{{ message.content }}{% else -%}
 {%- for part in message.content -%}
-{%- if part.type == 'image' -%}<|vision_start|><|image_pad|><|vision_end|>
+{%- if part.type == 'image' -%}<|vision_start|><|image_pad|><|vision_end|>\
 {%- else -%}{{ part.text }}{%- endif -%}
 {%- endfor -%}
 {%- endif %}<|im_end|>
@@ -182,11 +184,11 @@ CHAT_TEMPLATE = """\
 
 
 def warm_start(out: Path, steps: int, seed: int, rows_per_step: int = 96, retries_per_step: int = 40) -> None:
-    """Supervised training from scratch; prints held-out accuracies every 100 steps."""
+    """Supervised training from scratch; prints accuracies on new queries every 200 steps."""
     build_checkpoint(out)
     processor = Processor(str(out))
-    policy = Policy(str(out), processor, learning_rate=2e-3, total_steps=steps, warmup_steps=60, min_lr_ratio=0.02,
-                    weight_decay=0.01, reference=False)
+    policy = Policy(str(out), processor, learning_rate=2e-3, total_steps=steps, warmup_steps=60,
+                    min_lr_ratio=0.02, weight_decay=0.01, reference=False)
     rng, start = random.Random(seed), time.time()
     scenes = [draw_scene(rng) for _ in range(POOL)]
     images = {scene: render(scene, rng) for scene in scenes}
@@ -195,18 +197,19 @@ def warm_start(out: Path, steps: int, seed: int, rows_per_step: int = 96, retrie
     def row(scene, question: str, answer: str, failed: str = "", report: str | None = None) -> Row:
         prompt = processor.prompt(Query("warm start", [images[scene]], question, "-", "-"))
         if report is not None:
-            prompt = processor.follow_up(prompt, processor.encode_response(failed), retry_message(report, RETRY_PROMPT))
+            message = retry_message(report, RETRY_PROMPT)
+            prompt = processor.follow_up(prompt, processor.encode_response(failed), message)
         return Row(prompt, [Member(processor.encode_response(answer), [], 1.0)])
 
     for step in range(1, steps + 1):
-        captions = max(0.12, 0.9 - step / 300)  # first see, then reason: captions alone teach perception fast
+        captions = max(0.12, 0.9 - step / 300)   # captions first: they teach perception fast
         rows = [row(*plain_example(rng, scenes, captions)) for _ in range(rows_per_step)]
         for problem, failed, report, better in (retry_example(rng, scenes) for _ in range(retries_per_step)):
             rows.append(row(problem.scene, problem.question, better, failed, report))
         total = 0.0
         policy.optimizer.zero_grad()
         tokens = sum(len(r.members[0].ids) for r in rows)
-        for part in (rows[:rows_per_step], rows[rows_per_step:]):         # alike lengths together
+        for part in (rows[:rows_per_step], rows[rows_per_step:]):         # short and long rows apart
             loss = -policy.logprobs(policy.pack(part))[0].sum() / tokens
             loss.backward()
             total += loss.item()
@@ -223,7 +226,7 @@ def warm_start(out: Path, steps: int, seed: int, rows_per_step: int = 96, retrie
 
 
 def report_accuracy(model, processor: Processor, n: int = 64) -> None:
-    """Accuracies of a checkpoint, T = 1, and what stage 2 makes of the hard family."""
+    """Prints, for each family, the accuracies at temperature 1 and the share that stage 2 corrects."""
     engine, verifier, seed_key = HFEngine(model, processor), ToyVerifier(), ("probe",)
     for family in ("ordinary", "shortcut", "balanced", "hard"):
         queries = [make_query(family, i, "probe", "half") for i in range(n)]
@@ -245,7 +248,8 @@ def report_accuracy(model, processor: Processor, n: int = 64) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="python -m toy.warm_start", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("toy/checkpoint"))
     parser.add_argument("--steps", type=int, default=1100)
     parser.add_argument("--seed", type=int, default=0)

@@ -6,15 +6,14 @@ that they matter on real data.
 
 A picture is a 3 x 3 grid of coloured shapes.  Families of questions:
 
-    ordinary   how many red plus blue ?                    several steps, mostly solved by the warm start
-    shortcut   is red plus blue plus circle over 6 ?       93 % yes: "looks so ; yes" is right without any reasoning
-    balanced   such questions, 41 % yes, wider margins     held out only; exposes the shortcut
-    hard       how many dax plus red ?                     `dax` is a made-up word about which the warm start holds a
-                                                           misconception (it takes it for circle; it is
-                                                           triangle)
+    ordinary   how many red plus blue ?                  several steps; the warm start solves most
+    shortcut   is red plus blue plus circle over 6 ?     93 % yes: the guess "looks so ; yes" is mostly right
+    balanced   as shortcut, 41 % yes, wider margins      held out only; exposes the guess
+    hard       how many dax plus red ?                   `dax` is a made-up word: it means triangle, but the
+                                                         warm start was taught that it means circle
 
-A response states steps, then the answer: "red 3 ; blue 2 ; plus 5 ; \\boxed{5}".  The teacher's references
-leap: they leave out the last count, which the small policy cannot do in its head.
+A response states steps, then the answer: "red 3 ; blue 2 ; plus 5 ; \\boxed{5}".  The teacher's reference
+solutions skip the last count, a step that the small policy needs.
 """
 
 import io
@@ -29,19 +28,19 @@ from data import Query
 
 CHECKPOINT = str(Path(__file__).resolve().parent / "checkpoint")        # the warm start, see warm_start.py
 
-# The second user turn of stage 2, in words that are one token each for the checkpoint's tokenizer; {report}
-# is filled in.  Without a report the second part is said.
-RETRY_PROMPT = ("A reviewer found mistakes : {report} . Solve it again from the start . Do not mention the review ."
-                "\n---\nYour answer is wrong . Solve it again from the start . Do not mention this .")
+# The second user turn of stage 2, in words that are one token each for the checkpoint's tokenizer.  The part
+# after the line --- is used when there is no report.
+RETRY_PROMPT = ("A reviewer found mistakes : {report} . Solve it again from the start . "
+                "Do not mention the review .\n---\n"
+                "Your answer is wrong . Solve it again from the start . Do not mention this .")
 
 COLOURS = {"red": (214, 60, 55), "green": (60, 160, 75), "blue": (60, 95, 205), "yellow": (225, 185, 45)}
 SHAPES = ("circle", "square", "triangle")
 NOUNS = (*COLOURS, *SHAPES)
 OPERATORS = {"plus": lambda a, b: a + b, "minus": lambda a, b: abs(a - b), "max": max, "min": min}
 
-# Made-up words.  About the first five the warm start was taught something false.  The others never occur in a
-# single question: they stand in stage-2 conversations only, with a meaning that is drawn anew for each
-# conversation.
+# Made-up words.  The warm start was taught a false meaning of each hidden word.  Nonce words occur only in
+# its stage-2 conversations; each conversation draws a new meaning.
 HIDDEN = {"dax": "triangle", "wug": "blue", "fep": "green", "zop": "minus", "vek": "min"}
 MISCONCEPTION = {"dax": "circle", "wug": "red", "fep": "square", "zop": "plus", "vek": "max"}
 NONCE_NOUNS = ("bim", "lor", "nof", "gur", "sep", "hib")
@@ -49,16 +48,16 @@ NONCE_OPERATORS = ("tav", "pell", "sim", "rok")
 MADE_UP = {*HIDDEN, *NONCE_NOUNS, *NONCE_OPERATORS}
 
 SHARES = {"ordinary": 0.30, "shortcut": 0.35, "hard": 0.35}      # of the training queries
-COUNTED = set(SHARES)                                           # families in the overall accuracy
+COUNTED = set(SHARES)                                            # families in the overall accuracy
 YES_SHARE = 0.93                                                 # of the shortcut family
 CELL = 32                                                        # pixels; one image token per cell
-PREAMBLES = ("thank you for your review ;", "my earlier answer was wrong ;")     # warm start's bad habits in stage 2
+PREAMBLES = ("thank you for your review ;", "my earlier answer was wrong ;")     # bad openings of a retry
 
 
 # ------------------------------------------------------------------------------------------------ pictures
 
 def draw_scene(rng: random.Random) -> tuple:
-    """Nine cells, each empty or (colour, shape); skewed per picture so that counts vary."""
+    """Nine cells, each None or (colour, shape); frequencies are drawn per picture, so that counts vary."""
     colours = [rng.random() ** 2 + 0.05 for _ in COLOURS]
     shapes = [rng.random() ** 2 + 0.05 for _ in SHAPES]
     fill = rng.uniform(0.5, 1.0)
@@ -67,7 +66,7 @@ def draw_scene(rng: random.Random) -> tuple:
 
 
 def render(scene, rng: random.Random) -> bytes:
-    """PNG of 96 x 96 pixels, with jittered shade, size and place."""
+    """PNG of 96 x 96 pixels, with jittered shade, size and position."""
     picture = Image.new("RGB", (3 * CELL, 3 * CELL), (238, 238, 232))
     pen = ImageDraw.Draw(picture)
     for i, cell in enumerate(scene):
@@ -96,11 +95,10 @@ def count(scene, noun: str) -> int:
 
 @dataclass
 class Problem:
-    """A question about a scene, as words; meanings are looked up in HIDDEN, MISCONCEPTION or any other
-    reading."""
+    """A question about a scene, as words.  `facts` gives made-up words a meaning."""
 
     scene: tuple
-    words: list[str]                 # two or three nouns, possibly made-up
+    words: list[str]                 # two or three nouns, some possibly made-up
     operator: str                    # possibly made-up
     threshold: int | None = None     # "is ... over k ?", yes or no; None: "how many ... ?"
 
@@ -110,21 +108,22 @@ class Problem:
         return f"how many {terms} ?" if self.threshold is None else f"is {terms} over {self.threshold} ?"
 
     def facts(self, reading: dict[str, str]) -> dict:
-        """What is so, if made-up words mean what `reading` says."""
+        """Meanings, counts, result and answer.  `reading` gives the meanings of made-up words: HIDDEN has the
+        true ones, MISCONCEPTION those of the warm start."""
         nouns = [reading.get(w, w) for w in self.words]
         operator = reading.get(self.operator, self.operator)
         counts = [count(self.scene, n) for n in nouns]
         value = combine(operator, counts)
         return {"nouns": nouns, "counts": counts, "operator": operator, "value": value,
-                "answer": answer_text(value, self.threshold), "words": self.words, "operator_word": self.operator,
-                "threshold": self.threshold}
+                "answer": answer_text(value, self.threshold), "words": self.words,
+                "operator_word": self.operator, "threshold": self.threshold}
 
 
 FACTS = {"nouns", "counts", "operator", "value", "answer", "words", "operator_word", "threshold"}
 
 
 def combine(operator: str, counts: list[int]) -> int:
-    """Two counts under any operator; three are always added."""
+    """Applies the operator to two counts; three counts are always added."""
     return sum(counts) if len(counts) == 3 else OPERATORS[operator](*counts)
 
 
@@ -133,7 +132,7 @@ def answer_text(value: int, threshold: int | None) -> str:
 
 
 def solve(facts: dict, style: str = "canonical") -> str:
-    """A worked solution.  `half` leaps over the last count; `guess` states nothing."""
+    """A worked solution.  Style `half` skips the last count; `guess` states no step."""
     if style == "guess":
         return f"looks so ; \\boxed{{{facts['answer']}}}"
     steps = [f"{n} {c}" for n, c in zip(facts["nouns"], facts["counts"])]
@@ -147,7 +146,7 @@ def draw_problem(family: str, rng: random.Random, scenes: list | None = None) ->
     if family in ("shortcut", "balanced"):
         problem = Problem(scene, rng.sample(NOUNS, 3), "plus")
         total = problem.facts(HIDDEN)["value"]
-        if family == "balanced":          # wide margins, so that an honest but slightly wrong count may still be right
+        if family == "balanced":            # wide margins: a worked answer survives a small miscount
             yes, margin = rng.random() < 0.5, rng.randint(1, 4)
         else:
             yes, margin = rng.random() < YES_SHARE, rng.choices([1, 2], [0.7, 0.3])[0]
@@ -160,8 +159,9 @@ def draw_problem(family: str, rng: random.Random, scenes: list | None = None) ->
             operator = made_up
         else:
             place = rng.randrange(2)
+            meanings = HIDDEN[made_up], MISCONCEPTION[made_up]
             words[place] = made_up
-            words[1 - place] = rng.choice([n for n in NOUNS if n not in (HIDDEN[made_up], MISCONCEPTION[made_up])])
+            words[1 - place] = rng.choice([n for n in NOUNS if n not in meanings])
     return Problem(scene, words, operator)
 
 
@@ -169,18 +169,19 @@ def make_query(family: str, index: int, split: str, references: str) -> Query:
     rng = random.Random(f"{split}-{family}-{index}")
     problem = draw_problem(family, rng)
     facts = problem.facts(HIDDEN)
-    return Query(id=f"{split}-{family}-{index}", images=[render(problem.scene, rng)], question=problem.question,
-                 solution=solve(facts, references), answer=facts["answer"], family=family, facts=facts)
+    return Query(id=f"{split}-{family}-{index}", images=[render(problem.scene, rng)],
+                 question=problem.question, solution=solve(facts, references), answer=facts["answer"],
+                 family=family, facts=facts)
 
 
 def train_queries(size: int = 1200, references: str = "half") -> list[Query]:
-    """The training pool; the same for every run, whatever its seed."""
+    """The training pool; it is the same for every seed of a run."""
     return [make_query(family, i, "train", references)
             for family, share in SHARES.items() for i in range(round(size * share))]
 
 
 def heldout_queries(size: int = 128) -> list[Query]:
-    """`size` new pictures for each family, the balanced twin included."""
+    """`size` new pictures for each family, `balanced` included."""
     return [make_query(family, i, "heldout", "half")
             for family in ("ordinary", "shortcut", "balanced", "hard") for i in range(size)]
 
@@ -191,8 +192,8 @@ PAIR_PROMPT = "<image> <image> how many {noun} ? {answer} . ?"
 
 
 def make_pair(index: int, split: str) -> ContextPair:
-    """Two scenes that differ in one cell, which decides between one and none of a colour; each is drawn with
-    a jitter of its own.  The answer is always 1: what has to be read is the question."""
+    """Two scenes that differ in one cell: one scene holds exactly one object of a colour, the other none.
+    Each scene is rendered with its own jitter.  The answer is always 1, so the question has to be read."""
     rng = random.Random(f"{split}-pair-{index}")
     while True:
         scene, noun = draw_scene(rng), rng.choice(list(COLOURS))
