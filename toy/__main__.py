@@ -2,7 +2,7 @@
 
     python -m toy show [--n 8]                               prints questions and references
     python -m toy data DIR [--references half|canonical]     writes the world as ordinary data files
-    python -m toy finevision DIR [--size 24]                 a small data set in the shape of FineVision, faults and all
+    python -m toy finevision DIR [--size 24]                 a small data set in the shape of FineVision
 """
 
 import argparse

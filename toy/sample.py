@@ -33,7 +33,10 @@ def finevision_sample(folder: Path, size: int = 24) -> None:
         image = render(problems[0].scene, rng)
         for problem in problems:
             problem.scene = problems[0].scene
-        queries = [Query("", [image], p.question, solve(p.facts(HIDDEN)), "", facts=p.facts(HIDDEN)) for p in problems]
+        queries = []
+        for problem in problems:
+            facts = problem.facts(HIDDEN)
+            queries.append(Query("", [image], problem.question, solve(facts), "", facts=facts))
         rows.append(conversation(queries, [(f"<image>\n{q.question}", q.solution) for q in queries],
                                  ratings=[5] * len(queries)))
     rows[1]["ratings"] = [2]
@@ -51,13 +54,13 @@ def finevision_sample(folder: Path, size: int = 24) -> None:
         values.insert(rng.randrange(4), int(query.answer))
         right = "ABCD"[values.index(int(query.answer))]
         if i % 2:
-            user = ("Hint: Please answer the question and provide the correct option letter, e.g., A, B, C, D, at the "
-                    f"end.\nQuestion: {query.question}\nChoices:\n")
+            user = ("Hint: Please answer the question and provide the correct option letter, "
+                    f"e.g., A, B, C, D, at the end.\nQuestion: {query.question}\nChoices:\n")
             user += "\n".join(f"({name}) {value}" for name, value in zip("ABCD", values))
             assistant = f"The answer is {right}"
         else:
-            user = ("First perform reasoning, then finally select the question from the choices in the following "
-                    f"format: Answer: xxx.\nQuestion:{query.question}\nChoices:\n")
+            user = ("First perform reasoning, then finally select the question from the choices "
+                    f"in the following format: Answer: xxx.\nQuestion:{query.question}\nChoices:\n")
             user += "\n".join(f"{name}:{value}" for name, value in zip("ABCD", values))
             steps = query.solution.split(" ; \\boxed")[0]
             assistant = f"{steps}\nTherefore, the answer is: {right}.\nAnswer:{right}"
@@ -66,14 +69,17 @@ def finevision_sample(folder: Path, size: int = 24) -> None:
 
     # Short answers, which need a teacher; and rows that no one can use.
     queries = [make_query(("ordinary", "shortcut")[i % 2], i, "short", "half") for i in range(size + 6)]
-    rows = [conversation([q], [(f"<image_1>{q.question}\nAnswer the question using a single word or phrase.",
-                                f"{q.answer}.")], ratings=[4] if i % 2 else []) for i, q in enumerate(queries)]
+    rows = []
+    for i, query in enumerate(queries):
+        user = f"<image_1>{query.question}\nAnswer the question using a single word or phrase."
+        rows.append(conversation([query], [(user, f"{query.answer}.")], ratings=[4] if i % 2 else []))
     broken = rows[-1]["images"][0]["bytes"]
     rows[-1]["images"] = [{"bytes": broken[:len(broken) // 2], "path": None}]
     rows[-2]["images"] *= 2
     rows[-3]["images"] = []
     rows[-4]["images"] = [{"bytes": None, "path": "elsewhere.png"}]
-    rows[-5]["texts"] = [{"user": "<image> What does it show ?", "assistant": "It shows many things of many kinds."}]
+    rows[-5]["texts"] = [{"user": "<image> What does it show ?",
+                          "assistant": "It shows many things of many kinds."}]
     rows[-6]["texts"] = []
     write_subset(folder / "toy_short+vqa", rows)
 

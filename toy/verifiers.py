@@ -62,16 +62,17 @@ class ToyVerifier:
         steps = [s for s in steps if s not in NO_CLAIM]
         claims = [CLAIM.match(step) for step in steps]
         results = [int(c[2]) for c in claims if c and c[1] in OPERATORS]
-        if has_revision_cue(text) or (answer and results and answer != answer_text(results[-1], facts["threshold"])):
+        contradicts = answer and results and answer != answer_text(results[-1], facts["threshold"])
+        if has_revision_cue(text) or contradicts:
             return Verdict.judged(correct=False, consistent=False)
         if self.context == "none":
             return Verdict.judged(bool(answer and results), report="the steps do not lead to an answer")
         if self.context == "answer":
             return Verdict.judged(answer == facts["answer"], report="the final answer is wrong")
         errors = [] if results else ["no result is shown"]
-        for number, (step, claim) in enumerate(zip(steps, claims), start=1):
-            error = self._error(facts, claim, [int(c[2]) for c in claims[:number - 1] if c and c[1] in NOUNS])
-            if error:
+        for number, claim in enumerate(claims, start=1):
+            counts = [int(c[2]) for c in claims[:number - 1] if c and c[1] in NOUNS]
+            if error := self._error(facts, claim, counts):
                 errors.append(f"step {number} is wrong : {error}")
         if answer != facts["answer"] and not errors:
             errors = ["no final answer" if not answer else "the final answer does not follow"]

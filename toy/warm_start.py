@@ -5,7 +5,7 @@ It learns captions (perception), worked solutions, the guess style, the misconce
 conversations.  The latter never hold a hidden word, and a made-up word means something else in each, so the
 report has to be read; and a report only excludes a reading, so another one has to be tried.
 
-    python -m toy.warm_start [--out toy/checkpoint]     remakes the shipped checkpoint: 11 to 17 minutes on two cores
+    python -m toy.warm_start        remakes the shipped checkpoint: 11 to 17 minutes on two cores
 """
 
 import argparse
@@ -108,11 +108,14 @@ def corrupt(problem: Problem, facts: dict, rng: random.Random) -> None:
 
 def vocabulary() -> list[str]:
     """Every word of the world, so that the tokenizer holds each as one token."""
-    words = {*NOUNS, *OPERATORS, *MADE_UP, *"how many is over ? ; describe empty looks so , : .".split()}
+    words = {*NOUNS, *OPERATORS, *MADE_UP}
     words |= {str(n) for n in range(28)} | {f"\\boxed{{{a}}}" for a in [*range(28), "yes", "no"]}
-    for text in (*RETRY_PROMPT.split("\n---\n"), *PREAMBLES, "step is wrong not asked it clear no result shown "
-                 "final answer the does follow steps do lead to an user assistant"):
-        words |= set(text.replace("{report}", "").split())
+    retry = RETRY_PROMPT.replace("\n---\n", " ").replace("{report}", "")
+    reports = ("step is wrong not asked it clear no result shown final answer the does follow "
+               "steps do lead to an")
+    questions = "how many is over ? ; describe empty looks so , : ."
+    for text in (retry, *PREAMBLES, reports, questions, "user assistant"):
+        words |= set(text.split())
     return sorted(words)
 
 
@@ -131,22 +134,22 @@ def build_checkpoint(folder: Path) -> None:
     trainer = trainers.BpeTrainer(vocab_size=4000, min_frequency=1, show_progress=False,
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     tokenizer.train_from_iterator(corpus, trainer)
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
-               "<|image_pad|>", "<|video_pad|>"]
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
+               "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"]
     tokenizer.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in special])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>",
-                                   padding_side="left", chat_template=CHAT_TEMPLATE)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHAT_TEMPLATE,
+                                   eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left")
     for word in vocabulary():
         assert len(fast(f" {word}", add_special_tokens=False)["input_ids"]) == 1, word
     ids = {s: fast.convert_tokens_to_ids(s) for s in special}
     torch.manual_seed(0)
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [6, 5, 5], "mrope_interleaved": True}
     config = Qwen3VLConfig(
         text_config=dict(vocab_size=len(fast), hidden_size=128, intermediate_size=384, num_hidden_layers=4,
-                         num_attention_heads=4, num_key_value_heads=2, head_dim=32, max_position_embeddings=4096,
-                         rms_norm_eps=1e-6, tie_word_embeddings=True, dtype="float32",
-                         rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [6, 5, 5],
-                                          "mrope_interleaved": True},
-                         bos_token_id=None, eos_token_id=ids["<|im_end|>"], pad_token_id=ids["<|endoftext|>"]),
+                         num_attention_heads=4, num_key_value_heads=2, head_dim=32, rope_parameters=rope,
+                         max_position_embeddings=4096, rms_norm_eps=1e-6, tie_word_embeddings=True,
+                         dtype="float32", bos_token_id=None, eos_token_id=ids["<|im_end|>"],
+                         pad_token_id=ids["<|endoftext|>"]),
         vision_config=dict(depth=2, hidden_size=64, intermediate_size=128, num_heads=4, patch_size=16,
                            spatial_merge_size=2, temporal_patch_size=2, out_hidden_size=128,
                            num_position_embeddings=36, deepstack_visual_indexes=[0], dtype="float32"),
@@ -162,9 +165,9 @@ def build_checkpoint(folder: Path) -> None:
                              image_std=[0.5] * 3, size={"shortest_edge": 1024, "longest_edge": 3_000_000}
                              ).save_pretrained(folder)
     # vLLM builds the whole processor, videos included; that class needs torchvision, the file does not.
-    (Path(folder) / "video_preprocessor_config.json").write_text(json.dumps(
-        {"video_processor_type": "Qwen3VLVideoProcessor", "patch_size": 16, "merge_size": 2, "temporal_patch_size": 2,
-         "image_mean": [0.5] * 3, "image_std": [0.5] * 3}, indent=2) + "\n")
+    video = {"video_processor_type": "Qwen3VLVideoProcessor", "patch_size": 16, "merge_size": 2,
+             "temporal_patch_size": 2, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (Path(folder) / "video_preprocessor_config.json").write_text(json.dumps(video, indent=2) + "\n")
 
 
 CHAT_TEMPLATE = """\
@@ -182,11 +185,11 @@ CHAT_TEMPLATE = """\
 
 
 def warm_start(out: Path, steps: int, seed: int, rows_per_step: int = 96, retries_per_step: int = 40) -> None:
-    """Supervised training from scratch; prints held-out accuracies every 100 steps."""
+    """Supervised training from scratch; prints held-out accuracies every 200 steps."""
     build_checkpoint(out)
     processor = Processor(str(out))
-    policy = Policy(str(out), processor, learning_rate=2e-3, total_steps=steps, warmup_steps=60, min_lr_ratio=0.02,
-                    weight_decay=0.01, reference=False)
+    policy = Policy(str(out), processor, learning_rate=2e-3, total_steps=steps, warmup_steps=60,
+                    min_lr_ratio=0.02, weight_decay=0.01, reference=False)
     rng, start = random.Random(seed), time.time()
     scenes = [draw_scene(rng) for _ in range(POOL)]
     images = {scene: render(scene, rng) for scene in scenes}
@@ -195,7 +198,8 @@ def warm_start(out: Path, steps: int, seed: int, rows_per_step: int = 96, retrie
     def row(scene, question: str, answer: str, failed: str = "", report: str | None = None) -> Row:
         prompt = processor.prompt(Query("warm start", [images[scene]], question, "-", "-"))
         if report is not None:
-            prompt = processor.follow_up(prompt, processor.encode_response(failed), retry_message(report, RETRY_PROMPT))
+            message = retry_message(report, RETRY_PROMPT)
+            prompt = processor.follow_up(prompt, processor.encode_response(failed), message)
         return Row(prompt, [Member(processor.encode_response(answer), [], 1.0)])
 
     for step in range(1, steps + 1):
@@ -245,7 +249,8 @@ def report_accuracy(model, processor: Processor, n: int = 64) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="python -m toy.warm_start", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("toy/checkpoint"))
     parser.add_argument("--steps", type=int, default=1100)
     parser.add_argument("--seed", type=int, default=0)

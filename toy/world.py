@@ -6,12 +6,11 @@ that they matter on real data.
 
 A picture is a 3 x 3 grid of coloured shapes.  Families of questions:
 
-    ordinary   how many red plus blue ?                    several steps, mostly solved by the warm start
-    shortcut   is red plus blue plus circle over 6 ?       93 % yes: "looks so ; yes" is right without any reasoning
-    balanced   such questions, 41 % yes, wider margins     held out only; exposes the shortcut
-    hard       how many dax plus red ?                     `dax` is a made-up word about which the warm start holds a
-                                                           misconception (it takes it for circle; it is
-                                                           triangle)
+    ordinary   how many red plus blue ?                 several steps, mostly solved by the warm start
+    shortcut   is red plus blue plus circle over 6 ?    93 % yes: "looks so ; yes" is right without reasoning
+    balanced   such questions, 41 % yes, wider margins  held out only; exposes the shortcut
+    hard       how many dax plus red ?                  the made-up word `dax` is triangle; the warm start
+                                                        takes it for circle, a misconception
 
 A response states steps, then the answer: "red 3 ; blue 2 ; plus 5 ; \\boxed{5}".  The teacher's references
 leap: they leave out the last count, which the small policy cannot do in its head.
@@ -31,8 +30,10 @@ CHECKPOINT = str(Path(__file__).resolve().parent / "checkpoint")        # the wa
 
 # The second user turn of stage 2, in words that are one token each for the checkpoint's tokenizer; {report}
 # is filled in.  Without a report the second part is said.
-RETRY_PROMPT = ("A reviewer found mistakes : {report} . Solve it again from the start . Do not mention the review ."
-                "\n---\nYour answer is wrong . Solve it again from the start . Do not mention this .")
+RETRY_PROMPT = """\
+A reviewer found mistakes : {report} . Solve it again from the start . Do not mention the review .
+---
+Your answer is wrong . Solve it again from the start . Do not mention this ."""
 
 COLOURS = {"red": (214, 60, 55), "green": (60, 160, 75), "blue": (60, 95, 205), "yellow": (225, 185, 45)}
 SHAPES = ("circle", "square", "triangle")
@@ -49,10 +50,10 @@ NONCE_OPERATORS = ("tav", "pell", "sim", "rok")
 MADE_UP = {*HIDDEN, *NONCE_NOUNS, *NONCE_OPERATORS}
 
 SHARES = {"ordinary": 0.30, "shortcut": 0.35, "hard": 0.35}      # of the training queries
-COUNTED = set(SHARES)                                           # families in the overall accuracy
+COUNTED = set(SHARES)                                            # families in the overall accuracy
 YES_SHARE = 0.93                                                 # of the shortcut family
 CELL = 32                                                        # pixels; one image token per cell
-PREAMBLES = ("thank you for your review ;", "my earlier answer was wrong ;")     # warm start's bad habits in stage 2
+PREAMBLES = ("thank you for your review ;", "my earlier answer was wrong ;")     # bad habits in stage 2
 
 
 # ------------------------------------------------------------------------------------------------ pictures
@@ -116,8 +117,8 @@ class Problem:
         counts = [count(self.scene, n) for n in nouns]
         value = combine(operator, counts)
         return {"nouns": nouns, "counts": counts, "operator": operator, "value": value,
-                "answer": answer_text(value, self.threshold), "words": self.words, "operator_word": self.operator,
-                "threshold": self.threshold}
+                "answer": answer_text(value, self.threshold), "words": self.words,
+                "operator_word": self.operator, "threshold": self.threshold}
 
 
 FACTS = {"nouns", "counts", "operator", "value", "answer", "words", "operator_word", "threshold"}
@@ -147,7 +148,7 @@ def draw_problem(family: str, rng: random.Random, scenes: list | None = None) ->
     if family in ("shortcut", "balanced"):
         problem = Problem(scene, rng.sample(NOUNS, 3), "plus")
         total = problem.facts(HIDDEN)["value"]
-        if family == "balanced":          # wide margins, so that an honest but slightly wrong count may still be right
+        if family == "balanced":      # wide margins: an honest but slightly wrong count may still be right
             yes, margin = rng.random() < 0.5, rng.randint(1, 4)
         else:
             yes, margin = rng.random() < YES_SHARE, rng.choices([1, 2], [0.7, 0.3])[0]
@@ -161,7 +162,8 @@ def draw_problem(family: str, rng: random.Random, scenes: list | None = None) ->
         else:
             place = rng.randrange(2)
             words[place] = made_up
-            words[1 - place] = rng.choice([n for n in NOUNS if n not in (HIDDEN[made_up], MISCONCEPTION[made_up])])
+            readings = (HIDDEN[made_up], MISCONCEPTION[made_up])
+            words[1 - place] = rng.choice([n for n in NOUNS if n not in readings])
     return Problem(scene, words, operator)
 
 
@@ -169,8 +171,9 @@ def make_query(family: str, index: int, split: str, references: str) -> Query:
     rng = random.Random(f"{split}-{family}-{index}")
     problem = draw_problem(family, rng)
     facts = problem.facts(HIDDEN)
-    return Query(id=f"{split}-{family}-{index}", images=[render(problem.scene, rng)], question=problem.question,
-                 solution=solve(facts, references), answer=facts["answer"], family=family, facts=facts)
+    return Query(id=f"{split}-{family}-{index}", images=[render(problem.scene, rng)],
+                 question=problem.question, solution=solve(facts, references), answer=facts["answer"],
+                 family=family, facts=facts)
 
 
 def train_queries(size: int = 1200, references: str = "half") -> list[Query]:
