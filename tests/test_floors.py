@@ -27,9 +27,10 @@ MAY_IMPORT = {
     "training": {"data", "grpo", "policy", "reward", "sampler", "judges", "context_pairs", "toy", "tools"},
     "recipe": {"data", "reward", "sampler", "judges", "tools", "training"},
     "benchmarks": {"data", "reward", "sampler", "judges", "tools", "training"},
-    "contextrl": {"data", "grpo", "policy", "reward", "sampler", "eval", "context_pairs", "tools", "training"},
-    "experiments": {"data", "grpo", "policy", "reward", "sampler", "contextrl", "judges", "context_pairs", "toy",
-                    "tools", "training", "recipe"},
+    "contextrl": {"data", "grpo", "policy", "reward", "sampler", "eval", "context_pairs", "tools",
+                  "training"},
+    "experiments": {"data", "grpo", "policy", "reward", "sampler", "contextrl", "judges", "context_pairs",
+                    "toy", "tools", "training", "recipe"},
 }
 # Programs, which open parts by name, may ask training/parts.py; nobody imports them.
 MAIN_ONLY = {"eval": {"training", "tools"}, "context_pairs": {"training"}}
