@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "tools": {"data", "reward"},
     "judges": {"data", "reward", "tools"},
     "context_pairs": {"data", "grpo", "policy", "sampler", "judges", "tools"},
-    "toy": {"data", "grpo", "policy", "reward", "sampler", "context_pairs"},
+    "toy": {"data", "grpo", "policy", "reward", "sampler", "judges", "context_pairs"},
     "training": {"data", "grpo", "policy", "reward", "sampler", "judges", "context_pairs", "toy", "tools"},
     "recipe": {"data", "reward", "sampler", "judges", "tools", "training"},
     "benchmarks": {"data", "reward", "sampler", "judges", "tools", "training"},

@@ -4,6 +4,7 @@ import json
 import re
 
 from data import Query
+from judges.answers import boxed
 from reward import Verdict, has_revision_cue
 from sampler import Request, seed_of
 from toy.world import (
@@ -20,8 +21,6 @@ from toy.world import (
 
 NO_CLAIM = {"looks so", *(p.rstrip(" ;") for p in PREAMBLES)}       # steps without a claim about the picture
 CLAIM = re.compile(r"^([a-z]+) (\d+)$")
-BOX = re.compile(r"\\f?box(?:ed)?\s*\{")
-BRACE = re.compile(r"\\?[{}]")
 
 
 def can_judge(query: Query) -> bool:
@@ -31,13 +30,7 @@ def can_judge(query: Query) -> bool:
 
 def boxed_answer(text: str) -> str:
     """Final answer of a response: the content of the last box, "" if there is none or it is not closed."""
-    _, *boxes = BOX.split(text)
-    depth = 1
-    for brace in BRACE.finditer(boxes[-1] if boxes else ""):
-        depth += {"{": 1, "}": -1}.get(brace[0], 0)                  # an escaped brace is text
-        if depth == 0:
-            return boxes[-1][:brace.start()].strip()
-    return ""
+    return (boxed(text) or "").strip()
 
 
 class ToyVerifier:
