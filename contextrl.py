@@ -293,8 +293,9 @@ def finish(p: Parts) -> None:
     if run.rank:
         return
     evaluated = [row for row in run.metrics() if row.get("eval")]
-    summary = {"method": config.method, "seed": config.seed, "steps": config.steps,
-               "tokens_sampled": run.tokens_sampled, "wall_seconds": round(run.elapsed(), 1)}
+    summary: dict = {"method": config.method, "seed": config.seed, "steps": config.steps,
+                     "tokens_sampled": run.tokens_sampled, "wall_seconds": round(run.elapsed(), 1),
+                     "note": data_note(p.queries)}
     if evaluated:
         start, end = evaluated[0], evaluated[-1]
         columns = {"start (T=1)": start["eval"], "start (greedy)": start["eval_greedy"]}
@@ -303,7 +304,6 @@ def finish(p: Parts) -> None:
             columns |= {"end (T=1)": end["eval"], "end (greedy)": end["eval_greedy"]}
             summary |= {"end": end["eval"], "end_greedy": end["eval_greedy"]}
         print(table(columns))
-    summary |= {"note": data_note(p.queries)}
     write_whole(run.folder / "summary.json", json.dumps(summary, indent=2))
     print(f"report: {write_report([run.folder])}")
 
