@@ -2,9 +2,10 @@
 
     python tests/judge_server.py --port 8000 --misbehave 0.3 --delay 0.5-2 --seed 0
 
-Like a vision model it gets pictures and a prompt, nothing else: it knows a picture by its bytes and reads question and
-response in the text.  How a call goes wrong is drawn from (seed, request, how often it came before), so the order in
-which threads ask changes nothing.  GET /stats tells what it did.  Images that changed on the way are answered by 400.
+Like a vision model it gets pictures and a prompt, nothing else: it knows a picture by its bytes and reads
+question and response in the text.  How a call goes wrong is drawn from (seed, request, how often it came
+before), so the order in which threads ask changes nothing.  GET /stats tells what it did.  Images that
+changed on the way are answered by 400.
 """
 
 import argparse
@@ -53,7 +54,8 @@ LIES = {"half content": lambda text: text[:len(text) // 2],
 
 
 class JudgeServer(ThreadingHTTPServer):
-    """`misbehave`: share of calls; `delay`: seconds, drawn between the two; `hang`: seconds of a call that hangs.
+    """`misbehave`: share of calls; `delay`: seconds, drawn between the two; `hang`: seconds of a call that
+    hangs.
 
     `times`: how often one question and response may go wrong; 1 = whoever asks again is answered.
     """
@@ -84,7 +86,7 @@ class JudgeServer(ThreadingHTTPServer):
         self.socket.close()                                         # without waiting for calls that hang
 
     def handle_error(self, request, address):
-        if not isinstance(sys.exception(), ConnectionError):        # a client that gave up is no error of ours
+        if not isinstance(sys.exception(), ConnectionError):       # a client that gave up is no error of ours
             super().handle_error(request, address)
 
 
@@ -96,7 +98,8 @@ class Handler(BaseHTTPRequestHandler):
     def reply(self, status: int, value: dict | bytes, **headers: str) -> None:
         body = value if isinstance(value, bytes) else json.dumps(value).encode()
         self.send_response(status)
-        for name, text in {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}.items():
+        headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}
+        for name, text in headers.items():
             self.send_header(name.replace("_", "-"), text)
         self.end_headers()
         self.wfile.write(body)
@@ -119,24 +122,28 @@ class Handler(BaseHTTPRequestHandler):
             asked = toy.read_judge_prompt(json.loads(body)["messages"][0]["content"][-1]["text"])
             before = server.seen[asked]
             server.seen[asked] += 1
-            server.requests.append({"path": self.path, "headers": dict(self.headers), "body": json.loads(body)})
+            server.requests.append({"path": self.path, "headers": dict(self.headers),
+                                    "body": json.loads(body)})
         rng = random.Random(f"{server.seed} {before} {asked}")
-        mode = rng.choice(server.modes) if before < server.times and rng.random() < server.misbehave else "sound"
+        misbehaves = before < server.times and rng.random() < server.misbehave
+        mode = rng.choice(server.modes) if misbehaves else "sound"
         with server.lock:
             server.stats[mode] += 1
         time.sleep(rng.uniform(*server.delay))
-        with server.lock:                                           # before the answer: its reader may call at once
+        with server.lock:                                     # before the answer: its reader may call at once
             server.in_flight -= 1
         self.answer(json.loads(body), mode)
 
     def answer(self, request: dict, mode: str) -> None:
         if request.get("model") != MODEL:
-            return self.reply(404, {"error": {"message": f"The model `{request.get('model')}` does not exist."}})
+            message = f"The model `{request.get('model')}` does not exist."
+            return self.reply(404, {"error": {"message": message}})
         *pictures, text = request["messages"][0]["content"]
         images = [base64.b64decode(part["image_url"]["url"].partition(",")[2]) for part in pictures]
         question, response = toy.read_judge_prompt(text["text"])
         query = self.server.queries.get((hashlib.sha256(images[0]).hexdigest() if images else "", question))
-        if query is None or any(part["image_url"]["url"][:22] != "data:image/png;base64," for part in pictures):
+        urls = [part["image_url"]["url"] for part in pictures]
+        if query is None or any(url[:22] != "data:image/png;base64," for url in urls):
             return self.reply(400, {"error": {"message": f"unknown picture for the question {question!r}"}})
         content = verdict_text(toy.ToyVerifier().judge_one(query, response))
         content = LIES.get(mode, str)(content)
@@ -147,10 +154,11 @@ class Handler(BaseHTTPRequestHandler):
         envelope = json.dumps({
             "id": "x", "object": "chat.completion", "model": MODEL, "choices": [
                 {"index": 0, "finish_reason": finish, "message": message}],
-            "usage": {"prompt_tokens": len(text["text"].split()), "completion_tokens": len(content.split())}}).encode()
+            "usage": {"prompt_tokens": len(text["text"].split()),
+                      "completion_tokens": len(content.split())}}).encode()
         if mode == "hang":
             time.sleep(self.server.hang)
-        elif mode == "dribble":                                     # each byte comes in time, the whole never does
+        elif mode == "dribble":                                # each byte comes in time, the whole never does
             self.send_response(200)
             self.send_header("Content-Length", str(len(envelope)))
             self.end_headers()
@@ -165,7 +173,8 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.write(b"HTTP/1.1 200 OK\r\n" if i == 0 else f"X-{i}: y\r\n".encode())
                 time.sleep(0.05)
         elif mode == "429":
-            self.reply(429, {"error": {"message": "too many requests"}}, Retry_After=str(self.server.retry_after))
+            self.reply(429, {"error": {"message": "too many requests"}},
+                       Retry_After=str(self.server.retry_after))
         elif mode.isdigit():
             self.reply(int(mode), {"error": {"message": "CUDA error:\n out of memory, " + 300 * "x"}})
         elif mode == "empty":
@@ -179,7 +188,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--misbehave", type=float, default=0.0, help="share of the calls that go wrong")
     parser.add_argument("--modes", default=",".join(MODES), help="how; default: %(default)s")
@@ -188,8 +198,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     low, _, high = args.delay.partition("-")
-    with JudgeServer(args.port, args.misbehave, args.modes.split(","), (float(low), float(high or low)), args.seed,
-                     args.hang) as server:
+    with JudgeServer(args.port, args.misbehave, args.modes.split(","), (float(low), float(high or low)),
+                     args.seed, args.hang) as server:
         print(f"{server.url} serves {MODEL}", flush=True)
         try:
             threading.Event().wait()

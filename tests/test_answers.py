@@ -1,7 +1,8 @@
-"""answers.py: tables of replies and what they say, and that no text whatever makes it fail or hang.
+"""judges/answers.py: tables of replies and what they say, and that no text whatever makes it fail or hang.
 
-Guards against: answers taken from thoughts or from truncated replies, articles and variables taken for options, a
-guess where a reply says two things, equal answers that differ in spelling, different ones that look alike.
+Guards against: answers taken from thoughts or from truncated replies, articles and variables taken for
+options, a guess where a reply says two things, equal answers that differ in spelling, different ones that
+look alike.
 """
 
 import doctest
@@ -12,8 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from judges import answers
 from judges.answers import (
@@ -26,9 +26,9 @@ from judges.answers import (
     letter,
     letters,
     matches,
-    normal,
+    normalise,
     number,
-    same,
+    same_answer,
     yes_no,
 )
 
@@ -40,52 +40,57 @@ def test_the_examples_of_the_docstrings():
     assert done.attempted >= 10 and not done.failed
 
 
-# ------------------------------------------------------------------------------------------------ the final span
+# --------------------------------------------------------------------------------------------- the final span
 
 @pytest.mark.parametrize("text, span", [
     # thoughts, and what is cut off
-    ("<think>The answer is 3.</think>The answer is 4.", "4"), ("<think>\\boxed{3}</think>\n\n\\boxed{4}", "4"),
-    ("thoughts that a template opened: 3</think> 4", "4"), ("<think>The answer is 4.", ""),
-    ("<think>\\boxed{4}", ""), ("a</think>b<think>The answer is 5.", ""), ("<think>4</think>", ""),
-    ("<think>a</think>The answer is 1.</think>The answer is 2.", "2"), ("<THINK>no</THINK> yes", "yes"),
-    ("\\boxed{3} and then \\boxed{4", ""), ("<answer>B</answer> or rather <answer>C", ""), ("<answer>C", ""),
-    ("\\boxed{", ""), ("\\boxed{\\text{C}", ""),
+    ("<think>The answer is 3.</think>The answer is 4.", "4"),
+    ("<think>\\boxed{3}</think>\n\n\\boxed{4}", "4"), ("thoughts that a template opened: 3</think> 4", "4"),
+    ("<think>The answer is 4.", ""), ("<think>\\boxed{4}", ""), ("a</think>b<think>The answer is 5.", ""),
+    ("<think>4</think>", ""), ("<think>a</think>The answer is 1.</think>The answer is 2.", "2"),
+    ("<THINK>no</THINK> yes", "yes"), ("\\boxed{3} and then \\boxed{4", ""),
+    ("<answer>B</answer> or rather <answer>C", ""), ("<answer>C", ""), ("\\boxed{", ""),
+    ("\\boxed{\\text{C}", ""),
     # answer tags
-    ("<answer>C</answer>", "C"), ("<answer> A </answer> hm <answer>\nB\n</answer>", "B"), ("<ANSWER>B</Answer>", "B"),
-    ("<answer>\\boxed{5}</answer>", "5"), ("\\boxed{5} <answer>6</answer>", "6"), ("so C</answer>", "so C"),
-    ("I write <answer> tags: <answer>D</answer>", "D"), ("<answer></answer>", ""),
+    ("<answer>C</answer>", "C"), ("<answer> A </answer> hm <answer>\nB\n</answer>", "B"),
+    ("<ANSWER>B</Answer>", "B"), ("<answer>\\boxed{5}</answer>", "5"), ("\\boxed{5} <answer>6</answer>", "6"),
+    ("so C</answer>", "so C"), ("I write <answer> tags: <answer>D</answer>", "D"), ("<answer></answer>", ""),
     ("<answer>The answer is C</answer>", "The answer is C"), ("<answer>x</answer> The answer is y.", "x"),
     # boxes
-    ("So \\boxed{5}.", "5"), ("\\boxed{3} or rather \\boxed{4}", "4"), ("\\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
-    ("\\boxed{\\boxed{3}}", "3"), ("\\boxed{\\text{C}}", "C"), ("\\boxed{\\mathrm{C}}", "C"), ("$\\boxed{12}$", "12"),
-    ("\\boxed{$ 5 $.}", "5"), ("\\boxed{40^\\circ}", "40^\\circ"), ("\\boxed {7}", "7"), ("\\fbox{7}", "7"),
+    ("So \\boxed{5}.", "5"), ("\\boxed{3} or rather \\boxed{4}", "4"),
+    ("\\boxed{\\frac{1}{2}}", "\\frac{1}{2}"), ("\\boxed{\\boxed{3}}", "3"), ("\\boxed{\\text{C}}", "C"),
+    ("\\boxed{\\mathrm{C}}", "C"), ("$\\boxed{12}$", "12"), ("\\boxed{$ 5 $.}", "5"),
+    ("\\boxed{40^\\circ}", "40^\\circ"), ("\\boxed {7}", "7"), ("\\fbox{7}", "7"),
     ("\\boxed{\\{1, 2\\}}", "\\{1, 2\\}"), ("\\boxed{x = {3}}", "x = {3}"), ("} \\boxed{5} {", "5"),
     ("\\boxed{5} Answer: 6", "5"), ("\\boxed{}", ""), ("\\boxed{5}}", "5"), ("{\\boxed{5}", "5"),
     ("\\boxed{\\textbf{(B)}\\ 40}", "(B)\\ 40"), ("\\boxed{\\left\\{1}", "\\left\\{1"),
     # JSON
     ('{"solution": "so 5", "short answer": "5"}', "5"), ('```json\n{"answer": 4.5}\n```', "4.5"),
     ('{"answer": ["A", "C"]}', "A, C"), ('{"answer": true}', "True"), ('{"answer": "a \\"b\\""}', 'a "b'),
-    ('{"answer": "B", "why": "the answer is C"}', "B"), ('{"final_answer": "C"}', "C"), ('{"answer": ', '{"answer":'),
+    ('{"answer": "B", "why": "the answer is C"}', "B"), ('{"final_answer": "C"}', "C"),
+    ('{"answer": ', '{"answer":'),
     # a line, a sentence
     ("It is so.\nAnswer: C", "C"), ("It is so.\nAnswer:C", "C"), ("Final answer: 12 cm\nThank you.", "12 cm"),
     ("**Answer**: 3", "3"), ("**Answer:** 3", "3"), ("### Final Answer: 3", "3"), ("> Answer: 3", "3"),
-    ("Answer: 1\nAnswer: 2", "2"), ("Answer:\n\nC", "C"), ("The final answer is: 8 m", "8 m"), ("ANSWER： C", "C"),
-    ("**Final Answer**\nThe answer is **C**.", "C"), ("答案：B", "B"),
+    ("Answer: 1\nAnswer: 2", "2"), ("Answer:\n\nC", "C"), ("The final answer is: 8 m", "8 m"),
+    ("ANSWER： C", "C"), ("**Final Answer**\nThe answer is **C**.", "C"), ("答案：B", "B"),
     ("所以答案是B。因为它最大。还有很多别的原因可以说明这个问题", "B"),
-    ("First of all, the answer is 5. This is sure.", "5"), ("So the answer is 3.5 cm. Sure, it is 3.5 cm.", "3.5 cm"),
+    ("First of all, the answer is 5. This is sure.", "5"),
+    ("So the answer is 3.5 cm. Sure, it is 3.5 cm.", "3.5 cm"),
     ("Therefore, the answer is: C. It could not be otherwise.", "C"),
     ("the answer is\n\n4 as it seems", "4 as it seems"),
     ("The answer is A. No, wait, the answer is B. Good.", "B"),
     ("The correct option is D, as it seems to be.", "D, as it seems to be"),
     ("The answer to the question is 7. I am sure of it.", "7"),
     ("We see that the answer is St. Louis. It is big.", "St. Louis"),
-    ("The answer is 5. But the answer is not 6, I think.", "5"), ("The answer is 5! Really, I am very sure.", "5"),
+    ("The answer is 5. But the answer is not 6, I think.", "5"),
+    ("The answer is 5! Really, I am very sure.", "5"),
     ("Well then, everything considered, answer: 17 apples. Fine.", "17 apples"),
     ("My answer would be 3. I guess so.", "3"),
     ("As we saw above, the best option is C. Every other option is wrong.", "C"),
     # a short reply, or none
-    ("C", "C"), ("a red car", "a red car"), ("Paris.", "Paris"), ("$12$", "12"), ("**40°**", "40°"), ("`x`", "x"),
-    ("", ""), ("   \n", ""), ("...", ""), ("It has more than five words here", ""),
+    ("C", "C"), ("a red car", "a red car"), ("Paris.", "Paris"), ("$12$", "12"), ("**40°**", "40°"),
+    ("`x`", "x"), ("", ""), ("   \n", ""), ("...", ""), ("It has more than five words here", ""),
     ("one two three four five", "one two three four five"),
     ("这座建筑物是埃菲尔铁塔", "这座建筑物是埃菲尔铁塔"),
     ("我不知道这张图片里面有什么东西，因为它实在是太模糊了，看不清楚", ""),
@@ -94,42 +99,43 @@ def test_final_span(text, span):
     assert final_span(text) == span
 
 
-# ------------------------------------------------------------------------------------------------------- letters
+# ---------------------------------------------------------------------------------------------------- letters
 
 @pytest.mark.parametrize("text, option", [
-    ("C", "C"), ("c", "C"), ("(d)", "D"), ("(D)", "D"), ("[B]", "B"), ("C.", "C"), ("C)", "C"), ("**C**", "C"),
-    ("**C", "C"), ("$B$", "B"), ("\\boxed{B}", "B"), ("\\boxed{\\text{(B)}}", "B"), ("C) 40", "C"), ("C: 40", "C"),
-    ("C. 40", "C"), ("(C) 40°", "C"), ("**C.** 40", "C"), ("C, 40", "C"), ("C (the car)", "C"), ("C.40", "C"),
-    ("C:40", "C"),
-    ("option B", "B"), ("Option B is the correct one here.", "B"), ("option b", "B"), ("The correct option is B.", "B"),
+    ("C", "C"), ("c", "C"), ("(d)", "D"), ("(D)", "D"), ("[B]", "B"), ("C.", "C"), ("C)", "C"),
+    ("**C**", "C"), ("**C", "C"), ("$B$", "B"), ("\\boxed{B}", "B"), ("\\boxed{\\text{(B)}}", "B"),
+    ("C) 40", "C"), ("C: 40", "C"), ("C. 40", "C"), ("(C) 40°", "C"), ("**C.** 40", "C"), ("C, 40", "C"),
+    ("C (the car)", "C"), ("C.40", "C"), ("C:40", "C"), ("option B", "B"),
+    ("Option B is the correct one here.", "B"), ("option b", "B"), ("The correct option is B.", "B"),
     ("Based on the map, D", "D"), ("B. Because the angle is not right, so it follows.", "B"),
-    ("B because A is too small", "B"),
-    ("The answer is C because B is smaller than A.", "C"), ("The answer is: (C).", "C"), ("the answer is b", "B"),
-    ("The best answer is: D", "D"), ("<answer>B</answer>", "B"), ("<think>A</think>B", "B"), ("Answer:C", "C"),
-    ("Answer: **C**", "C"), ('{"short answer": "C"}', "C"), ("（D）", "D"), ("Ｄ", "D"), ("A）40", "A"),
-    ("Ｂ．因为它最大", "B"),
-    ("答案是Ｃ。", "C"), ("选B", "B"), ("A is wrong and B is right. The answer is B.", "B"), ("Not A but B", "B"),
-    ("A, not B", "A"), ("The line is long and straight, which the text says, too.\n\nC", "C"),
+    ("B because A is too small", "B"), ("The answer is C because B is smaller than A.", "C"),
+    ("The answer is: (C).", "C"), ("the answer is b", "B"), ("The best answer is: D", "D"),
+    ("<answer>B</answer>", "B"), ("<think>A</think>B", "B"), ("Answer:C", "C"), ("Answer: **C**", "C"),
+    ('{"short answer": "C"}', "C"), ("（D）", "D"), ("Ｄ", "D"), ("A）40", "A"), ("Ｂ．因为它最大", "B"),
+    ("答案是Ｃ。", "C"), ("选B", "B"), ("A is wrong and B is right. The answer is B.", "B"),
+    ("Not A but B", "B"), ("A, not B", "A"),
+    ("The line is long and straight, which the text says, too.\n\nC", "C"),
     ("A. It is so, since everything here is red.", "A"),
-    ("A. 20\nB. 30\nC. 40\nD. 50\nThe sum of all the angles is known.\n\nC", "C"), ("I think it must be \"C\"", "C"),
-    ("The angle is 40 degrees, which makes D the only one left.", "D"), ("A and that is all", "A"), ("Answer: A", "A"),
+    ("A. 20\nB. 30\nC. 40\nD. 50\nThe sum of all the angles is known.\n\nC", "C"),
+    ("I think it must be \"C\"", "C"), ("The angle is 40 degrees, which makes D the only one left.", "D"),
+    ("A and that is all", "A"), ("Answer: A", "A"),
     # cut off, or no answer: a letter that stands in passing is none
-    ("Let me look at the point C in the picture. The distance is", None), ("In the picture I see a car. A", None),
+    ("Let me look at the point C in the picture. The distance is", None),
+    ("In the picture I see a car. A", None),
     ("The point C is there, and from it I now go on.\n\nThe distance is", None),
     # nothing, or two things
     ("", None), ("answer is circular", None), ("The answer is circular.", None), ("answer is a dog", None),
-    ("a dog", None),
-    ("A dog", None), ("A cat is sitting on the mat over there.", None), ("Because", None), ("DEAD", None), ("I", None),
-    ("A or B", None), ("A, C", None), ("A and B are both possible here, I think.", None), ("E", None),
-    ("F. none", None),
+    ("a dog", None), ("A dog", None), ("A cat is sitting on the mat over there.", None), ("Because", None),
+    ("DEAD", None), ("I", None), ("A or B", None), ("A, C", None),
+    ("A and B are both possible here, I think.", None), ("E", None), ("F. none", None),
     ("neither A nor B", None), ("I cannot determine the answer from this image.", None),
     ("I'm sorry, but I can't help with that.", None),
-    ("A definitive answer cannot be given from what is visible here.", None), ("Cannot determine the answer", None),
-    ("<think>The answer is A.", None), ("The answer is A.</think>", None), ("\\boxed{C", None),
-    ("B. Because it is so and <answer>", None),
+    ("A definitive answer cannot be given from what is visible here.", None),
+    ("Cannot determine the answer", None), ("<think>The answer is A.", None),
+    ("The answer is A.</think>", None), ("\\boxed{C", None), ("B. Because it is so and <answer>", None),
     ("A. 20\nB. 30\nC. 40\nD. 50\nWhich of them is it, I wonder?", None),
-    ("AB is longer than AC, as can be seen.", None),
-    ("Vitamin-C", None), ("A's friend", None), ("e.g. a dog", None), ("The answer is not A, I would say.", None),
+    ("AB is longer than AC, as can be seen.", None), ("Vitamin-C", None), ("A's friend", None),
+    ("e.g. a dog", None), ("The answer is not A, I would say.", None),
 ])
 def test_letter(text, option):
     assert letter(text) == option
@@ -141,23 +147,20 @@ ANGLES = {"A": "20°", "B": "30°", "C": "40°", "D": "4"}
 
 @pytest.mark.parametrize("text, options, option", [
     ("red", COLOURS, "A"), ("Dark red.", COLOURS, "B"), ("The answer is a dark red car.", COLOURS, "B"),
-    ("a dark blue car", COLOURS, "D"),
-    ("The car in the picture has a clearly blue colour.", COLOURS, "C"),
-    ("It is red or it is blue, I do not know.", COLOURS, None),
-    ("reddish", COLOURS, None), ("C", COLOURS, "C"), ("C. red", COLOURS, "C"), ("green", COLOURS, None),
-    ("(b) dark red", COLOURS, "B"),
-    ("40 degrees", ANGLES, "C"), ("40^\\circ", ANGLES, "C"), ("The answer is 40.", ANGLES, "C"), ("4", ANGLES, "D"),
-    ("\\boxed{4}", ANGLES, "D"),
-    ("4.5", ANGLES, None), ("14", ANGLES, None), ("\\boxed{\\text{C}}", ANGLES, "C"), ("E", ANGLES, None),
+    ("a dark blue car", COLOURS, "D"), ("The car in the picture has a clearly blue colour.", COLOURS, "C"),
+    ("It is red or it is blue, I do not know.", COLOURS, None), ("reddish", COLOURS, None),
+    ("C", COLOURS, "C"), ("C. red", COLOURS, "C"), ("green", COLOURS, None), ("(b) dark red", COLOURS, "B"),
+    ("40 degrees", ANGLES, "C"), ("40^\\circ", ANGLES, "C"), ("The answer is 40.", ANGLES, "C"),
+    ("4", ANGLES, "D"), ("\\boxed{4}", ANGLES, "D"), ("4.5", ANGLES, None), ("14", ANGLES, None),
+    ("\\boxed{\\text{C}}", ANGLES, "C"), ("E", ANGLES, None),
     ("the answer is circular", {"A": "square", "C": "circular"}, "C"),
     ("answer is a dog", {"A": "cat", "B": "dog"}, "B"),
     ("The image does not show it", {"A": "yes", "E": "The image does not show it"}, "E"),
-    ("E", {"A": "yes", "E": "unknown"}, "E"),
-    ("H", dict(zip("ABCDEFGH", "stuvwxyz")), "H"), ("yes", {"A": "Yes", "B": "No"}, "A"),
-    ("the dog", {"A": "dog", "B": "Dog"}, None),
+    ("E", {"A": "yes", "E": "unknown"}, "E"), ("H", dict(zip("ABCDEFGH", "stuvwxyz")), "H"),
+    ("yes", {"A": "Yes", "B": "No"}, "A"), ("the dog", {"A": "dog", "B": "Dog"}, None),
     ("Red, and it is not the option that is left over.", COLOURS, "A"), ("red", {"A": "", "B": "red"}, "B"),
-    ("", {"A": ""}, None),
-    ("angle B", {"A": "angle B", "B": "angle A"}, "A"), ("I would say the answer is B. dark red.", COLOURS, "B"),
+    ("", {"A": ""}, None), ("angle B", {"A": "angle B", "B": "angle A"}, "A"),
+    ("I would say the answer is B. dark red.", COLOURS, "B"),
 ])
 def test_letter_by_the_text_of_an_option(text, options, option):
     assert letter(text, options) == option
@@ -179,85 +182,75 @@ def test_letters(text, chosen):
 
 @pytest.mark.parametrize("text, said", [
     ("Yes", "yes"), ("no.", "no"), ("YES!", "yes"), ("**No**", "no"), ("\\boxed{Yes}", "yes"),
-    ("<answer>no</answer>", "no"), ("No, it is.", "no"),
-    ("No doubt, yes.", "yes"), ("There is no doubt that the dog is there: yes", "yes"),
-    ("Yes, there is no dog in this picture.", "yes"),
-    ("No, I do not say yes to that at all.", "no"), ("The answer is: no", "no"), ("Answer: Yes, it is.", "yes"),
-    ("There is no dog", "no"),
-    ("There are no dogs to be seen in this picture.", "no"), ("I have looked at all of it, and I say yes", "yes"),
-    ("No problem: yes", "yes"),
+    ("<answer>no</answer>", "no"), ("No, it is.", "no"), ("No doubt, yes.", "yes"),
+    ("There is no doubt that the dog is there: yes", "yes"), ("Yes, there is no dog in this picture.", "yes"),
+    ("No, I do not say yes to that at all.", "no"), ("The answer is: no", "no"),
+    ("Answer: Yes, it is.", "yes"), ("There is no dog", "no"),
+    ("There are no dogs to be seen in this picture.", "no"),
+    ("I have looked at all of it, and I say yes", "yes"), ("No problem: yes", "yes"),
     ("<think>yes</think>no", "no"), ('{"answer": "yes"}', "yes"), ("Ｙes", "yes"), ("So yes", "yes"),
-    ("It is: No: none are.", "no"),
-    ("I know.", None), ("", None), ("Yes or no", None), ("It is a yes or a no", None), ("nothing", None),
-    ("eyes", None), ("not", None),
-    ("<think>yes", None), ("I cannot say whether it is so.", None),
-    ("The two lines of the text have no end and so they go on.", None),
-    ("maybe", None), ("No matter", None),
+    ("It is: No: none are.", "no"), ("I know.", None), ("", None), ("Yes or no", None),
+    ("It is a yes or a no", None), ("nothing", None), ("eyes", None), ("not", None), ("<think>yes", None),
+    ("I cannot say whether it is so.", None),
+    ("The two lines of the text have no end and so they go on.", None), ("maybe", None), ("No matter", None),
 ])
 def test_yes_no(text, said):
     assert yes_no(text) == said
 
 
-# ------------------------------------------------------------------------------------------------------- numbers
+# ---------------------------------------------------------------------------------------------------- numbers
 
 PI, ROOT3 = 3.141592653589793, 1.7320508075688772
 
 
 @pytest.mark.parametrize("text, value", [
     ("5", 5), ("-5", -5), ("−5", -5), ("–5", -5), ("+5", 5), ("5.", 5), ("05", 5), (".5", 0.5), ("5.50", 5.5),
-    ("$5$", 5), ("(5)", 5), ("５", 5),
-    ("1,234", 1234), ("1,234,567.8", 1234567.8), ("1{,}234", 1234), ("-1,234", -1234), ("1\\,234", 1234),
-    ("12,34", None), ("1,2", None),
-    ("1, 234", None), ("about 94.2", 94.2), ("≈ 3.2", 3.2), ("~5", 5), ("approximately 1/2", 0.5), ("x = 5", 5),
-    ("∠ABC = 40°", 40), ("AB = 7 cm", 7),
-    ("50%", 50), ("50 percent", 50), ("50\\%", 50), ("40°", 40), ("40^\\circ", 40), ("40^{\\circ}", 40),
-    ("40 degrees", 40), ("5 cm", 5), ("5cm", 5),
-    ("5 cm^2", 5), ("5 cm²", 5), ("5 square meters", 5), ("12 m/s", 12), ("$12", 12), ("\\$12", 12), ("€12", 12),
-    ("-€12", -12), ("3 apples", 3),
-    ("two points", 2), ("Twelve", 12), ("5 million", 5e6), ("1.5 billion dollars", 1.5e9), ("\\frac{3}{4}", 0.75),
-    ("\\dfrac34", 0.75), ("3/4", 0.75),
-    ("-\\frac{1}{2}", -0.5), ("\\frac{-1}{2}", -0.5), ("3 1/2", 3.5), ("3½", 3.5), ("½", 0.5), ("-3 1/2", -3.5),
-    ("1/0", None), ("3 1/0", None),
-    ("1e5", 1e5), ("1.2E-3", 0.0012), ("2.5 × 10^{-3}", 0.0025), ("2.5 \\times 10^3", 2500), ("10^6", 1e6),
-    ("2^10", 1024), ("π", PI), ("2π", 2 * PI),
-    ("2\\pi", 2 * PI), ("2 pi", 2 * PI), ("\\frac{\\pi}{3}", PI / 3), ("\\frac{2\\pi}{3}", 2 * PI / 3),
-    ("4π cm", 4 * PI), ("\\sqrt{3}", ROOT3),
-    ("2\\sqrt{3}", 2 * ROOT3), ("\\frac{\\sqrt{3}}{2}", ROOT3 / 2), ("1+\\sqrt{3}", 1 + ROOT3), ("√3", ROOT3),
-    ("√(3)", ROOT3), ("sqrt(3)", ROOT3),
-    ("\\frac{1+\\sqrt{3}}{2}", (1 + ROOT3) / 2), ("\\frac{1}{2\\pi}", 1 / (2 * PI)), ("1/2π", None),
-    ("\\frac{1}{2\\sqrt{3}}", 1 / (2 * ROOT3)), ("\\frac{1}{\\sqrt{3}}", 1 / ROOT3), ("five hundred", 500),
-    ("\\text{5 cm}", 5), ("\\left(\\frac{1}{2}\\right)", 0.5), ("-2\\sqrt{3}", -2 * ROOT3),
+    ("$5$", 5), ("(5)", 5), ("５", 5), ("1,234", 1234), ("1,234,567.8", 1234567.8), ("1{,}234", 1234),
+    ("-1,234", -1234), ("1\\,234", 1234), ("12,34", None), ("1,2", None), ("1, 234", None),
+    ("about 94.2", 94.2), ("≈ 3.2", 3.2), ("~5", 5), ("approximately 1/2", 0.5), ("x = 5", 5),
+    ("∠ABC = 40°", 40), ("AB = 7 cm", 7), ("50%", 50), ("50 percent", 50), ("50\\%", 50), ("40°", 40),
+    ("40^\\circ", 40), ("40^{\\circ}", 40), ("40 degrees", 40), ("5 cm", 5), ("5cm", 5), ("5 cm^2", 5),
+    ("5 cm²", 5), ("5 square meters", 5), ("12 m/s", 12), ("$12", 12), ("\\$12", 12), ("€12", 12),
+    ("-€12", -12), ("3 apples", 3), ("two points", 2), ("Twelve", 12), ("5 million", 5e6),
+    ("1.5 billion dollars", 1.5e9), ("\\frac{3}{4}", 0.75), ("\\dfrac34", 0.75), ("3/4", 0.75),
+    ("-\\frac{1}{2}", -0.5), ("\\frac{-1}{2}", -0.5), ("3 1/2", 3.5), ("3½", 3.5), ("½", 0.5),
+    ("-3 1/2", -3.5), ("1/0", None), ("3 1/0", None), ("1e5", 1e5), ("1.2E-3", 0.0012),
+    ("2.5 × 10^{-3}", 0.0025), ("2.5 \\times 10^3", 2500), ("10^6", 1e6), ("2^10", 1024), ("π", PI),
+    ("2π", 2 * PI), ("2\\pi", 2 * PI), ("2 pi", 2 * PI), ("\\frac{\\pi}{3}", PI / 3),
+    ("\\frac{2\\pi}{3}", 2 * PI / 3), ("4π cm", 4 * PI), ("\\sqrt{3}", ROOT3), ("2\\sqrt{3}", 2 * ROOT3),
+    ("\\frac{\\sqrt{3}}{2}", ROOT3 / 2), ("1+\\sqrt{3}", 1 + ROOT3), ("√3", ROOT3), ("√(3)", ROOT3),
+    ("sqrt(3)", ROOT3), ("\\frac{1+\\sqrt{3}}{2}", (1 + ROOT3) / 2), ("\\frac{1}{2\\pi}", 1 / (2 * PI)),
+    ("1/2π", None), ("\\frac{1}{2\\sqrt{3}}", 1 / (2 * ROOT3)), ("\\frac{1}{\\sqrt{3}}", 1 / ROOT3),
+    ("five hundred", 500), ("\\text{5 cm}", 5), ("\\left(\\frac{1}{2}\\right)", 0.5),
+    ("-2\\sqrt{3}", -2 * ROOT3),
     # no number, or not one
-    ("", None), ("-", None), (".", None), ("x", None), ("5x", None), ("5xy", None), ("x+1", None), ("2+3", None),
-    ("3-4", None), ("3:4", None), ("3:2", None),
-    ("2*3", None), ("5 or 6", None), ("3 to 5", None), ("1/2/3", None), ("2020-05-01", None), ("12:30", None),
-    ("1.2.3", None), ("5 a b c d", None), ("nan", None),
-    ("inf", None), ("infinity", None), ("1_000", None), ("0x10", None), ("9^9^9^9^9", None), ("1990s", None),
-    ("5 s", 5), ("1e999", None),
-    ("1e308 million", None), ("\\sqrt{-1}", None), ("10^(400)", None),
-    ("(-8)^(1/3)", None), ("√", None), ("π(", None), ("\\sqrt[3]{8}", None), ("two or three", None), ("5k", None),
-    ("²", None), ("١٢", 12), ("5²", 25),
+    ("", None), ("-", None), (".", None), ("x", None), ("5x", None), ("5xy", None), ("x+1", None),
+    ("2+3", None), ("3-4", None), ("3:4", None), ("3:2", None), ("2*3", None), ("5 or 6", None),
+    ("3 to 5", None), ("1/2/3", None), ("2020-05-01", None), ("12:30", None), ("1.2.3", None),
+    ("5 a b c d", None), ("nan", None), ("inf", None), ("infinity", None), ("1_000", None), ("0x10", None),
+    ("9^9^9^9^9", None), ("1990s", None), ("5 s", 5), ("1e999", None), ("1e308 million", None),
+    ("\\sqrt{-1}", None), ("10^(400)", None), ("(-8)^(1/3)", None), ("√", None), ("π(", None),
+    ("\\sqrt[3]{8}", None), ("two or three", None), ("5k", None), ("²", None), ("١٢", 12), ("5²", 25),
     ("3 = x", None), ("1" * 400, None),
 ])
 def test_number(text, value):
     assert number(text) == (pytest.approx(value, rel=1e-12) if value is not None else None)
 
 
-# ------------------------------------------------------------------------------------------------------- the same
+# --------------------------------------------------------------------------------------------------- the same
 
 @pytest.mark.parametrize("text, plain", [
     ("The Red Car.", "red car"), ("a", "a"), ("A dog", "dog"), ("an apple", "apple"), ("$x + 1$", "x+1"),
-    ("x  +1", "x+1"), ("(B)", "b"), ("( 1 , 2 )", "(1, 2)"),
-    ("\\text{red}", "red"), ("\\mathrm{cm}^2", "cm^2"), ("\\text{a \\textbf{b}}", "a b"), ("\\frac{1}{2}", "1/2"),
+    ("x  +1", "x+1"), ("(B)", "b"), ("( 1 , 2 )", "(1, 2)"), ("\\text{red}", "red"),
+    ("\\mathrm{cm}^2", "cm^2"), ("\\text{a \\textbf{b}}", "a b"), ("\\frac{1}{2}", "1/2"),
     ("\\dfrac{x+1}{2}", "(x+1)/2"), ("\\frac{1}{2\\pi}", "1/(2π)"), ("\\frac{\\sqrt{3}}{2}", "√3/2"),
-    ("\\tfrac12", "1/2"),
-    ("2\\cdot 3", "2*3"), ("2 × 3", "2*3"), ("−1", "-1"), ("Ａ，Ｂ", "a, b"), ("1,234", "1234"),
-    ("1,234,5", "1, 234, 5"), ("\"yes\"", "yes"), ("the", "the"), ("the a", "a"), ("", ""),
-    ("  \n", ""), ("x^{2}", "x^2"), ("\\left( x \\right)", "x"), ("\\pi r^2", "π r^2"), ("pie", "pie"), ("[C]", "c"),
-    ("f(x)", "f(x)"), ("well-known", "well-known"), ("**bold**", "bold"),
+    ("\\tfrac12", "1/2"), ("2\\cdot 3", "2*3"), ("2 × 3", "2*3"), ("−1", "-1"), ("Ａ，Ｂ", "a, b"),
+    ("1,234", "1234"), ("1,234,5", "1, 234, 5"), ("\"yes\"", "yes"), ("the", "the"), ("the a", "a"), ("", ""),
+    ("  \n", ""), ("x^{2}", "x^2"), ("\\left( x \\right)", "x"), ("\\pi r^2", "π r^2"), ("pie", "pie"),
+    ("[C]", "c"), ("f(x)", "f(x)"), ("well-known", "well-known"), ("**bold**", "bold"),
 ])
-def test_normal(text, plain):
-    assert normal(text) == plain
+def test_normalise(text, plain):
+    assert normalise(text) == plain
 
 
 EQUAL = [
@@ -273,62 +266,66 @@ EQUAL = [
     ("0.1", "0.10000000001"), ("$12", "12 dollars"), ("(5)", "5"), ("3 hours", "3 h"), ("Ｃ", "c"),
 ]
 DIFFERENT = [
-    ("94.2", "94"), ("5 cm", "5 m"), ("5 cm", "5 cm^2"), ("0.012", "0.01"), ("15", "5"), ("-5", "5"), ("50%", "0.5"),
-    ("5x", "5"), ("2+3", "5"), ("6.28", "2π"), ("0.33", "1/3"), ("", "5"),
+    ("94.2", "94"), ("5 cm", "5 m"), ("5 cm", "5 cm^2"), ("0.012", "0.01"), ("15", "5"), ("-5", "5"),
+    ("50%", "0.5"), ("5x", "5"), ("2+3", "5"), ("6.28", "2π"), ("0.33", "1/3"), ("", "5"),
     ("(1, 2)", "(2, 1)"), ("(1, 2)", "[1, 2]"), ("1, 2, 3", "1, 2"), ("1, 2", "1"), ("red", "dark red"),
-    ("x+1", "x-1"), ("Joint-CNN", "CNN"), ("1,234", "1.234"), ("40°", "40%"), ("€5", "¥5"),
-    ("3-4", "-1"), ("1" * 600, "1" * 601), ("\\frac{1}{2}", "12"), ("12", "1, 2"), ("yes", "no"), ("x", "y"),
-    ("3 1/2", "31/2"), ("5", ""), ("a, b", "ab"), ("1e3", "1e4"), ("5 kg", "5 g"),
-    ("?", "!"), ("*", ""), ("1990s", "1990"),
+    ("x+1", "x-1"), ("Joint-CNN", "CNN"), ("1,234", "1.234"), ("40°", "40%"), ("€5", "¥5"), ("3-4", "-1"),
+    ("1" * 600, "1" * 601), ("\\frac{1}{2}", "12"), ("12", "1, 2"), ("yes", "no"), ("x", "y"),
+    ("3 1/2", "31/2"), ("5", ""), ("a, b", "ab"), ("1e3", "1e4"), ("5 kg", "5 g"), ("?", "!"), ("*", ""),
+    ("1990s", "1990"),
 ]
 
 
 @pytest.mark.parametrize("one, other", EQUAL)
-def test_same(one, other):
-    assert same(one, other) and same(other, one)
+def test_same_answer(one, other):
+    assert same_answer(one, other) and same_answer(other, one)
 
 
 @pytest.mark.parametrize("one, other", DIFFERENT)
-def test_not_the_same(one, other):
-    assert not same(one, other) and not same(other, one)
+def test_different_answers(one, other):
+    assert not same_answer(one, other) and not same_answer(other, one)
 
 
 def test_a_difference_of_a_millionth_counts():
-    assert same("1000000", "1000000.9") and not same("1000000", "1000001.1")
+    assert same_answer("1000000", "1000000.9") and not same_answer("1000000", "1000001.1")
 
 
 @pytest.mark.parametrize("gold, kind", [
-    ("A", "letter"), ("(b)", "letter"), ("(B)", "letter"), ("H", "letter"), ("$C$", "letter"), ("Ｃ", "letter"),
-    ("Yes", "yes_no"), ("no.", "yes_no"), ("5", "number"), ("1,200 kg", "number"),
-    ("50%", "number"), ("\\frac{1}{2}", "number"), ("x", "text"), ("a", "text"), ("Z", "text"), ("A, C", "text"),
-    ("Joint-CNN", "text"), ("False", "text"), ("C\nD", "text"), ("", "text"), ("埃菲尔铁塔", "text")])
+    ("A", "letter"), ("(b)", "letter"), ("(B)", "letter"), ("H", "letter"), ("$C$", "letter"),
+    ("Ｃ", "letter"), ("Yes", "yes_no"), ("no.", "yes_no"), ("5", "number"), ("1,200 kg", "number"),
+    ("50%", "number"), ("\\frac{1}{2}", "number"), ("x", "text"), ("a", "text"), ("Z", "text"),
+    ("A, C", "text"), ("Joint-CNN", "text"), ("False", "text"), ("C\nD", "text"), ("", "text"),
+    ("埃菲尔铁塔", "text")])
 def test_kind_of(gold, kind):
     assert kind_of(gold) == kind
 
 
 @pytest.mark.parametrize("response, gold, choices, right", [
-    ("So \\boxed{5}", "5", None, True), ("\\boxed{$ 5 $.}", "5", None, True), ("\\boxed{YES}", "yes", None, True),
-    ("\\boxed{x + 1}", "$x+1$", None, True), ("\\boxed{15}", "5", None, False),
-    ("\\boxed{}", "", None, False), ("", "", None, False), ("<think>\\boxed{5}", "5", None, False),
-    ("\\boxed{5} no, \\boxed{6}", "5", None, False), ("It is 5 and not 6 or 7.", "5", None, False),
-    ("\\boxed{40^\\circ}", "40", None, True), ("\\boxed{\\text{B}}", "B", None, True),
-    ("\\boxed{b}", "(B)", None, True), ("The answer is H.", "H", None, True), ("\\boxed{A}", "B", None, False),
+    ("So \\boxed{5}", "5", None, True), ("\\boxed{$ 5 $.}", "5", None, True),
+    ("\\boxed{YES}", "yes", None, True), ("\\boxed{x + 1}", "$x+1$", None, True),
+    ("\\boxed{15}", "5", None, False), ("\\boxed{}", "", None, False), ("", "", None, False),
+    ("<think>\\boxed{5}", "5", None, False), ("\\boxed{5} no, \\boxed{6}", "5", None, False),
+    ("It is 5 and not 6 or 7.", "5", None, False), ("\\boxed{40^\\circ}", "40", None, True),
+    ("\\boxed{\\text{B}}", "B", None, True), ("\\boxed{b}", "(B)", None, True),
+    ("The answer is H.", "H", None, True), ("\\boxed{A}", "B", None, False),
     ("No doubt, yes.", "Yes", None, True), ("\\boxed{no}", "yes", None, False),
     ("The answer is the Eiffel Tower.", "Eiffel tower", None, True), ("about 94.2", "94", None, False),
-    ("\\boxed{C}", "C", ANGLES, True), ("\\boxed{40}", "C", ANGLES, True), ("\\boxed{C}", "40°", ANGLES, True),
-    ("\\boxed{40°}", "40", ANGLES, True), ("\\boxed{B}", "40°", ANGLES, False),
+    ("\\boxed{C}", "C", ANGLES, True), ("\\boxed{40}", "C", ANGLES, True),
+    ("\\boxed{C}", "40°", ANGLES, True), ("\\boxed{40°}", "40", ANGLES, True),
+    ("\\boxed{B}", "40°", ANGLES, False),
     ("angle D equals 40 degrees. Therefore, the answer is: C.\nAnswer:C", "C", ANGLES, True),
-    ("\\boxed{E}", "E", ANGLES, True), ("\\boxed{50}", "50", ANGLES, True), ("\\boxed{A, C}", "A and C", None, True),
-    ("The answer is circular.", "C", None, False), ("answer is a dog", "A", None, False), ("", "A", None, False),
-    ("\\boxed{A or B}", "A", None, False), ("so it is Joint CNN", "Joint-CNN", None, False),
-    ("red 3 ; blue 2 ; plus 5 ; \\boxed{5}", "5", None, True), ("looks so ; \\boxed{ yes }", "yes", None, True),
-    ("\\boxed{two points}", "2", None, True),
+    ("\\boxed{E}", "E", ANGLES, True), ("\\boxed{50}", "50", ANGLES, True),
+    ("\\boxed{A, C}", "A and C", None, True), ("The answer is circular.", "C", None, False),
+    ("answer is a dog", "A", None, False), ("", "A", None, False), ("\\boxed{A or B}", "A", None, False),
+    ("so it is Joint CNN", "Joint-CNN", None, False),
+    ("red 3 ; blue 2 ; plus 5 ; \\boxed{5}", "5", None, True),
+    ("looks so ; \\boxed{ yes }", "yes", None, True), ("\\boxed{two points}", "2", None, True),
 ])
 def test_matches(response, gold, choices, right):
     assert matches(response, gold, choices) is right
 
 
-# ----------------------------------------------------------------------------------------- the harness, bugs included
+# --------------------------------------------------------------------------------- the harness, bugs included
 
 @pytest.mark.parametrize("text, options, option", [
     ("the answer is circular", "ABCD", "C"), ("answer is a dog", "ABCD", "A"),
@@ -368,12 +365,12 @@ def test_harness_wemath_letter(text, option):
     assert harness_wemath_letter(text) == option
 
 
-# ---------------------------------------------------------------------------------------------------- any text at all
+# -------------------------------------------------------------------------------------------- any text at all
 
-PIECES = ["\\boxed{", "{", "}", "<think>", "</think>", "<answer>", "</answer>", "Answer:", "the answer is ", "**",
-          "$", "\n", " ", "A", "B", "a ", "the ", "yes", "no ", "not ", ",", "1", "2.5", "-", "/", "(", ")",
-          "\\frac{", "\\text{", "\\sqrt", "^", "π", "%", "°", "and ", ". ", '"answer": ', '"', "[", "]", "Ａ", "（",
-          "×", "½", "e5", "\\", "x=", "cm", "²", "İ", "ß", "\u0345", "1,234", "\\left(", "√", "答案"]
+PIECES = ["\\boxed{", "{", "}", "<think>", "</think>", "<answer>", "</answer>", "Answer:", "the answer is ",
+          "**", "$", "\n", " ", "A", "B", "a ", "the ", "yes", "no ", "not ", ",", "1", "2.5", "-", "/", "(",
+          ")", "\\frac{", "\\text{", "\\sqrt", "^", "π", "%", "°", "and ", ". ", '"answer": ', '"', "[", "]", "Ａ",
+          "（", "×", "½", "e5", "\\", "x=", "cm", "²", "İ", "ß", "\u0345", "1,234", "\\left(", "√", "答案"]
 anything = st.one_of(st.text(max_size=60), st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=3)),
                                                    max_size=25).map("".join))
 dictionaries = st.dictionaries(st.sampled_from("ABCDEFGH"), anything, max_size=5)
@@ -390,42 +387,44 @@ def test_no_text_makes_it_fail(text, other, options):
     assert value is None or abs(value) < float("inf")
     assert matches(text, other, options) in (True, False) and matches(text, other) in (True, False)
     assert harness_letter(text, options) in {None, "Z", *options, *"ABCD"}
-    assert harness_first_capital(text) in {None, *"ABCDE"} and harness_wemath_letter(text) in {None, *"ABCDEFGH"}
+    assert harness_first_capital(text) in {None, *"ABCDE"}
+    assert harness_wemath_letter(text) in {None, *"ABCDEFGH"}
 
 
 @settings(max_examples=400, deadline=None)
 @given(anything, anything)
-def test_same_is_symmetric_and_reflexive_and_normal_idempotent(one, other):
-    assert normal(normal(one)) == normal(one)
-    assert same(one, one) and same(one, normal(one))
-    assert same(one, other) is same(other, one)
+def test_same_answer_is_symmetric_and_reflexive_and_normalise_idempotent(one, other):
+    assert normalise(normalise(one)) == normalise(one)
+    assert same_answer(one, one) and same_answer(one, normalise(one))
+    assert same_answer(one, other) is same_answer(other, one)
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False, width=32))
 def test_numbers_as_python_writes_them(value):
-    assert number(repr(value)) == value and same(repr(value), f"{value:.17e}")
+    assert number(repr(value)) == value and same_answer(repr(value), f"{value:.17e}")
 
 
 @given(st.sampled_from("ABCD"), st.sampled_from(["{}", "({})", "**{}**", "\\boxed{{{}}}", "Answer: {}",
                                                 "The answer is {}.", "<answer>{}</answer>",
                                                 "{}. Because it is so and not otherwise."]), anything)
 def test_what_is_thought_does_not_count(option, form, thoughts):
-    assert letter("<think>" + thoughts.replace("<", "").replace(">", "") + "</think>" + form.format(option)) == option
+    thoughts = thoughts.replace("<", "").replace(">", "")
+    assert letter(f"<think>{thoughts}</think>" + form.format(option)) == option
 
 
-FUNCTIONS = [letters, yes_no, normal, harness_letter, harness_first_capital, harness_yes_no, harness_wemath_letter,
-             lambda text: letter(text, COLOURS), lambda text: letter(f"The answer is {text}x"),
-             lambda text: matches(text, "5"), lambda text: same(text, text + " ")]
+FUNCTIONS = [letters, yes_no, normalise, harness_letter, harness_first_capital, harness_yes_no,
+             harness_wemath_letter, lambda text: letter(text, COLOURS),
+             lambda text: letter(f"The answer is {text}x"),
+             lambda text: matches(text, "5"), lambda text: same_answer(text, text + " ")]
 
 
 @pytest.mark.parametrize("piece", [
-    " ", "\n", "\t", "\r\n ", ".", "*", "**A**", "-", "9", "9 ", "1,", "1,234,", "1/", "2^", "((", "[", "{", "}",
-    "{{}", "\"", "\\",
-    "$", "√(", "½", "²", "，", "a=", "A ", "A. ", "A.\n", "not A ", "the a ", "a a b ", "and or ", "no no yes ",
-    "answer", "answer is ", "answer to ", "answer: .\n", "Answer: ", "答案", '"answer": [', '{"answer":{', "<think",
-    "<think>",
-    "</think>", "<answer>", "</answer>", "<answer></answer>", "\\boxed{", "\\boxed{}", "\\boxed{\\text{", "\\text{",
-    "\\frac{1}{", "\\sqrt", "\\left("])
+    " ", "\n", "\t", "\r\n ", ".", "*", "**A**", "-", "9", "9 ", "1,", "1,234,", "1/", "2^", "((", "[", "{",
+    "}", "{{}", "\"", "\\", "$", "√(", "½", "²", "，", "a=", "A ", "A. ", "A.\n", "not A ", "the a ",
+    "a a b ", "and or ", "no no yes ", "answer", "answer is ", "answer to ", "answer: .\n", "Answer: ",
+    "答案", '"answer": [', '{"answer":{', "<think", "<think>", "</think>", "<answer>", "</answer>",
+    "<answer></answer>", "\\boxed{", "\\boxed{}", "\\boxed{\\text{", "\\text{", "\\frac{1}{", "\\sqrt",
+    "\\left("])
 def test_100_000_characters_of_anything_take_little_time(piece):
     text = (piece * 100_000)[:100_000]
     for function in FUNCTIONS:
@@ -441,8 +440,8 @@ def test_it_works_in_a_thread_and_as_a_program():
         assert list(pool.map(matches, ["\\boxed{\\frac12}"] * 8, ["0.5", "1"] * 4)) == [True, False] * 4
 
     def out(*arguments):
-        return subprocess.run([sys.executable, ROOT / "answers.py", *arguments], capture_output=True, text=True,
-        timeout=60,
+        return subprocess.run([sys.executable, "-m", "judges.answers", *arguments], cwd=ROOT, timeout=60,
+                              capture_output=True, text=True,
                               env={**os.environ, "PYTHONIOENCODING": "utf-8"})
     assert out("So \\boxed{5}", "5").stdout == "span:  '5'\nkind:  number\nmatch: True\n"
     assert out("red", "B", "blue", "red").stdout.endswith("match: True\n")
