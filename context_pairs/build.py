@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from context_pairs.pairs import ContextPair, same_context, save_pairs
 from data import DataError, Processor, Query, json_lines, json_row, load_model, load_queries, read_picture
-from judges.answers import same
+from judges.answers import same_answer
 from tools.programs import one_line_errors
 
 MASK = "[masked]"
@@ -59,7 +59,7 @@ def similar_pairs(queries: list[Query], vectors: np.ndarray, min_cosine: float,
         for k, i in enumerate(members):
             nearest_first = np.argsort(-(group @ group[k]), kind="stable")
             other = next((members[j] for j in nearest_first
-                          if not same(queries[members[j]].answer, queries[i].answer)), None)
+                          if not same_answer(queries[members[j]].answer, queries[i].answer)), None)
             if other is None:
                 left_out["no other answer to the question in the pool"] += 1
                 continue
@@ -201,7 +201,7 @@ def edited_pairs(queries: list[Query], command: str, timeout: float,
             except (ValueError, KeyError, TypeError):
                 left_out["the program printed no answer"] += 1
             else:
-                if not isinstance(answer, str) or not answer.strip() or same(answer, query.answer):
+                if not isinstance(answer, str) or not answer.strip() or same_answer(answer, query.answer):
                     left_out["the answer did not change"] += 1
                 elif unchanged:
                     left_out["the picture did not change"] += 1

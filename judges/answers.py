@@ -1,18 +1,18 @@
 """The final answer of a response, and whether two answers are the same.
 
-One implementation for everything that compares answers by rule: benchmarks, data building, training reward.  Only the
-standard library; no function raises on any text, and all take about linear time.
+One implementation for everything that compares answers by rule: benchmarks, data building, training reward.
+Only the standard library; no function raises on any text, and all take about linear time.
 
-    final_span(text)                what the text gives as its final answer, "" if nothing
-    letter, letters, yes_no, number one kind of answer, read from a text; None (or an empty set) if there is none
-    normal(text), same(a, b)        free-form answers
-    kind_of(gold)                   letter, yes_no, number or text
-    matches(response, gold, choices=None)        all of it together: is this response right?
+    final_span(text)                        what the text gives as its final answer, "" if nothing
+    letter, letters, yes_no, number         one kind of answer, read from a text; None (or an empty set): none
+    normalise(text), same_answer(a, b)      free-form answers
+    kind_of(gold)                           letter, yes_no, number or text
+    matches(response, gold, choices=None)   all of it together: is this response right?
 
-A text that gives no answer, or two, has none: nothing is guessed.  At the end stand the rules of a common harness with
-their bugs, for comparison with numbers that were made by it.
+A text that gives no answer, or two, has none: nothing is guessed.  At the end stand the rules of a common
+harness with their bugs, for comparison with numbers that were made by it.
 
-    python answers.py RESPONSE GOLD [CHOICE ...]         prints the span, the kind of the gold answer, and the match
+    python -m judges.answers RESPONSE GOLD [CHOICE ...]     the span, the kind of the gold answer, the match
 """
 
 import ast
@@ -23,23 +23,25 @@ import re
 import string
 import sys
 
-LONGEST = 500        # characters; what is longer is no short answer and is only compared as it stands
+MAX_LENGTH = 500        # characters; what is longer is no short answer and is only compared as it stands
 
 # Full-width forms to ASCII; all signs for one thing to one sign.
 SIGNS = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | str.maketrans({
-    "\u3000": " ", "\xa0": " ", "\u200b": "", "、": ",", "。": ".", "【": "[", "】": "]", "−": "-", "–": "-", "—": "-",
-    "‐": "-", "‑": "-", "×": "*", "·": "*", "⋅": "*", "÷": "/", "⁄": "/", "∕": "/", "’": "'", "‘": "'", "“": '"',
-    "”": '"', "º": "°", "˚": "°", "²": "^2", "³": "^3", "½": " 1/2", "¼": " 1/4", "¾": " 3/4"})
+    "\u3000": " ", "\xa0": " ", "\u200b": "", "、": ",", "。": ".", "【": "[", "】": "]",
+    "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "×": "*", "·": "*", "⋅": "*", "÷": "/", "⁄": "/",
+    "∕": "/", "’": "'", "‘": "'", "“": '"', "”": '"', "º": "°", "˚": "°", "²": "^2", "³": "^3",
+    "½": " 1/2", "¼": " 1/4", "¾": " 3/4"})
 
 
-# -------------------------------------------------------------------------------------------------- the final span
+# --------------------------------------------------------------------------------------------- the final span
 
 ANSWER_TAG = re.compile(r"<(/?)answer>", re.I)
 ANSWER_KEY = re.compile(r'"[\w ]*answer"\s*:\s*', re.I)
-ANSWER_LINE = re.compile(r"[\s>#*_-]*(?:the |my )?(?:final |correct |best |short )?(?:answer|最终答案|答案)[*_ ]*"
-                         r"(?:is[*_ ]*)?[:：][*_ ]*(.*)", re.I)
+ANSWER_LINE = re.compile(r"[\s>#*_-]*(?:the |my )?(?:final |correct |best |short )?"
+                         r"(?:answer|最终答案|答案)[*_ ]*(?:is[*_ ]*)?[:：][*_ ]*(.*)", re.I)
 ANSWER_IS = re.compile(r"\b(?:answer|(?:correct|right|best) (?:option|choice))(?: (?:to|for) [^\n.:]{1,80}?)?"
-                       r"(?: is| would be| should be| must be|[*_]{0,2}\s?[:：])(?! *(?:not|wrong|incorrect)\b)[:*_]*"
+                       r"(?: is| would be| should be| must be|[*_]{0,2}\s?[:：])"
+                       r"(?! *(?:not|wrong|incorrect)\b)[:*_]*"
                        r"|答案(?:应该|应)?[是为:：]+", re.I)
 # A full stop ends a sentence, but not in 3.5 nor after these abbreviations.
 SENTENCE_END = re.compile(r"(?<!\bSt)(?<!\bDr)(?<!\bMr)(?<!\bMt)(?<!\bMrs)(?<!\bvs)"
@@ -56,15 +58,15 @@ def clean(span: str) -> str:
 
 def boxed(text: str) -> str | None:
     """Content of the last \\boxed{}; "" if that one is never closed, None if there is none."""
-    last, content, open_ = -1, None, []
+    last, content, opened = -1, None, []
     for brace in BOX.finditer(text):
-        if brace[0] == "}" and open_:
-            begin = open_.pop()
+        if brace[0] == "}" and opened:
+            begin = opened.pop()
             if begin[0] != "{" and begin.start() >= last:
                 last, content = begin.start(), text[begin.end():brace.start()]
         elif brace[0] not in ("}", "\\{", "\\}"):
-            open_.append(brace)
-    return "" if any(begin[0] != "{" and begin.start() > last for begin in open_) else content
+            opened.append(brace)
+    return "" if any(begin[0] != "{" and begin.start() > last for begin in opened) else content
 
 
 def from_json(text: str) -> str | None:
@@ -86,16 +88,19 @@ def after_thinking(text: str) -> str:
 
 
 def final_span(text: str) -> str:
-    """What the text gives as its final answer, "" if nothing.  The first step that finds something decides; in each
-    step the last match wins.  A tag or box that is opened and never closed means a truncated response: "".
+    """What the text gives as its final answer, "" if nothing.  The first step that finds something decides;
+    in each step the last match wins.  A tag or box that is opened and never closed means a truncated
+    response: "".
 
-    <answer>...</answer>; \\boxed{...}; "answer": in JSON; a line "Answer: ..."; "the answer is ..." up to the end of
-    the sentence; the whole text, if it has at most five words.
+    <answer>...</answer>; \\boxed{...}; "answer": in JSON; a line "Answer: ..."; "the answer is ..." up to the
+    end of the sentence; the whole text, if it has at most five words.
 
     >>> final_span("<think>4?</think>First \\\\boxed{3}, rather \\\\boxed{\\\\text{about }\\\\frac{1}{2}}.")
     'about \\\\frac{1}{2}'
-    >>> final_span("AB is 3.5 cm long. So the answer is 3.5 cm. That is all."), final_span("<think>The answer is 4.")
-    ('3.5 cm', '')
+    >>> final_span("AB is 3.5 cm long. So the answer is 3.5 cm. That is all.")
+    '3.5 cm'
+    >>> final_span("<think>The answer is 4.")
+    ''
     """
     text = after_thinking(text)
     tags = list(ANSWER_TAG.finditer(text))
@@ -112,10 +117,10 @@ def final_span(text: str) -> str:
             return clean(value)
     lines = [line for line in text.splitlines() if line.strip()]
     for i in reversed(range(len(lines))):
-        if found := ANSWER_LINE.match(lines[i]):
-            # The answer may also stand on the line after "Answer:".
-            if span := clean(found[1]) or clean(" ".join(lines[i + 1:i + 2])):
-                return span
+        found = ANSWER_LINE.match(lines[i])
+        # The answer may also stand on the line after "Answer:".
+        if found and (span := clean(found[1]) or clean(" ".join(lines[i + 1:i + 2]))):
+            return span
     for found in reversed(list(ANSWER_IS.finditer(text))):
         start = found.end() + len(re.match(r"\s*", text[found.end():found.end() + 9])[0])
         end = SENTENCE_END.search(text, start)
@@ -125,30 +130,32 @@ def final_span(text: str) -> str:
     return clean(text) if words <= 5 else ""
 
 
-# ----------------------------------------------------------------------------------------------- letters, yes or no
+# ----------------------------------------------------------------------------------------- letters, yes or no
 
-# A capital that stands alone and is not denied; "A" before a word in lower case is an article, but for these words.
-ALONE = re.compile(r"(?<![\w\-\\∠])(?<!\b[Nn]ot )(?<!\b[Nn]or )(?<!\b[Nn]either )"
-                   r"(A(?! (?!(?:is|and|or|because|since|as|would|seems|has|but|with)\b)[a-z])|[B-Z])"
-                   r"(?![\w\-]|'\w|\.\w)", re.A)
-# X at the beginning: "X", "(x)", "**X**", "X. ...", "x) ...", "option x", "X because ...", but not "X, Y" and "e.g."
-HEAD = re.compile(r"(?:option|choice)?[\s*_:$\"'(\[]*([A-Za-z])(?:[\s*_$\"'.,:;!?)\]]*$|[*_)\]]+|\.(?![A-Za-z])|:"
-                  r"|,(?! ?[A-Za-z]\b)|\s+(?:because|since|as)\b|\s+\()", re.I)
-
-
-def standing(text: str, allowed: str) -> list[str]:
-    return [capital for capital in dict.fromkeys(ALONE.findall(text)) if capital in allowed]
+# A capital that stands alone and is not denied.  "A" before a lower-case word is an article, but for these.
+LONE_LETTER = re.compile(r"(?<![\w\-\\∠])(?<!\b[Nn]ot )(?<!\b[Nn]or )(?<!\b[Nn]either )"
+                         r"(A(?! (?!(?:is|and|or|because|since|as|would|seems|has|but|with)\b)[a-z])|[B-Z])"
+                         r"(?![\w\-]|'\w|\.\w)", re.A)
+# X at the beginning: "X", "(x)", "**X**", "X. ...", "x) ...", "option x", "X because ...";
+# but not "X, Y" and "e.g."
+LEADING_LETTER = re.compile(r"(?:option|choice)?[\s*_:$\"'(\[]*([A-Za-z])"
+                            r"(?:[\s*_$\"'.,:;!?)\]]*$|[*_)\]]+|\.(?![A-Za-z])|:"
+                            r"|,(?! ?[A-Za-z]\b)|\s+(?:because|since|as)\b|\s+\()", re.I)
 
 
-def head(text: str, allowed: str) -> str | None:
-    found = HEAD.match(text)
+def lone_letters(text: str, allowed: str) -> list[str]:
+    return [capital for capital in dict.fromkeys(LONE_LETTER.findall(text)) if capital in allowed]
+
+
+def leading_letter(text: str, allowed: str) -> str | None:
+    found = LEADING_LETTER.match(text)
     return found[1].upper() if found and found[1].upper() in allowed else None
 
 
-def by_text(text: str, options: dict[str, str]) -> str | None:
+def option_by_text(text: str, options: dict[str, str]) -> str | None:
     """The one option whose text is in the text; "dark red" is not also "red"."""
-    text = normal(text)
-    there = {key: words for key, option in options.items() if (words := normal(option))
+    text = normalise(text)
+    there = {key: words for key, option in options.items() if (words := normalise(option))
              and re.search(rf"(?<![\w.]){re.escape(words)}(?!\w|\.\d)", text)}
     whole = [key for key, words in there.items()
              if not any(words in other and words != other for other in there.values())]
@@ -158,35 +165,40 @@ def by_text(text: str, options: dict[str, str]) -> str | None:
 def letter(text: str, options: dict[str, str] | str = "ABCD") -> str | None:
     """The option a text chooses; options are their letters, or a dictionary letter -> text.
 
-    >>> letter("the answer is circular"), letter("Based on the map, D"), letter("B. Because of the angle it is so.")
-    (None, 'D', 'B')
+    >>> letter("the answer is circular"), letter("Based on the map, D")
+    (None, 'D')
+    >>> letter("B. Because of the angle it is so.")
+    'B'
     >>> letter("The answer is a dark red car.", {"A": "red", "B": "dark red", "C": "blue"})
     'B'
     """
     allowed, texts = "".join(options), options if isinstance(options, dict) else {}
     span = final_span(text).translate(SIGNS)
     if span:
-        first = head(span, allowed)
+        first = leading_letter(span, allowed)
         if first and len(span) <= 3:
             return first
-        equal = [key for key, option in texts.items() if same(span, option)]
-        found = equal if len(equal) == 1 else [first] if first else standing(span, allowed) or equal
-        return found[0] if len(found) == 1 else None if found else by_text(span, texts)
+        equal = [key for key, option in texts.items() if same_answer(span, option)]
+        found = equal if len(equal) == 1 else [first] if first else lone_letters(span, allowed) or equal
+        return found[0] if len(found) == 1 else None if found else option_by_text(span, texts)
     text = after_thinking(text).translate(SIGNS)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if not lines or ANSWER_TAG.search(text) or boxed(text) is not None:        # opened and never closed: truncated
+    truncated = ANSWER_TAG.search(text) or boxed(text) is not None              # opened and never closed
+    if not lines or truncated:
         return None
-    if len(lines[-1]) < 8 and (last := head(lines[-1], allowed)):
+    if len(lines[-1]) < 8 and (last := leading_letter(lines[-1], allowed)):
         return last
     # "B. Because ...", but not where the list of options is copied.
-    if (first := head(lines[0], allowed)) and {head(line, allowed) for line in lines} <= {first, None}:
+    first, leading = leading_letter(lines[0], allowed), {leading_letter(line, allowed) for line in lines}
+    if first and leading <= {first, None}:
         return first
     # Else only a short last sentence; "A" may be the first word of one that was cut off.
-    *before, last = [sentence for sentence in SENTENCE_END.split(lines[-1]) if sentence.strip(OUTER)] or [""]
+    sentences = [part for part in SENTENCE_END.split(lines[-1]) if part.strip(OUTER_PUNCTUATION)]
+    *before, last = sentences or [""]
     if len(last.split()) > 12 or (before and last.strip() == "A" == lines[-1][-1]):
         return None
-    found = standing(last, allowed)
-    return found[0] if len(found) == 1 else None if found else by_text(last, texts)
+    found = lone_letters(last, allowed)
+    return found[0] if len(found) == 1 else None if found else option_by_text(last, texts)
 
 
 def letters(text: str, options: dict[str, str] | str = "ABCDE") -> frozenset[str]:
@@ -196,18 +208,20 @@ def letters(text: str, options: dict[str, str] | str = "ABCDE") -> frozenset[str
     (['A', 'C'], ['A', 'C'], frozenset())
     """
     allowed, span = "".join(options), final_span(text).translate(SIGNS)
-    words = [word for word in re.findall(r"\w+", span) if word.lower() not in ("and", "or", "option", "options")]
+    words = [word for word in re.findall(r"\w+", span)
+             if word.lower() not in ("and", "or", "option", "options")]
     if len(words) == 1 and words[0].isupper() and len(set(words[0])) == len(words[0]):          # "AC"
         words = list(words[0])
-    found = [word.upper() for word in words] if all(len(word) == 1 for word in words) else standing(span, allowed)
+    only_letters = all(len(word) == 1 for word in words)
+    found = [word.upper() for word in words] if only_letters else lone_letters(span, allowed)
     return frozenset(found if found and set(found) <= set(allowed) else filter(None, [letter(text, options)]))
 
 
 def yes_no(text: str) -> str | None:
     """ "yes" or "no"; of a text with both, what it begins with.
 
-    >>> yes_no("No doubt, yes."), yes_no("Yes, there is no dog."), yes_no("The answer is: no"), yes_no("I know.")
-    ('yes', 'yes', 'no', None)
+    >>> yes_no("No doubt, yes."), yes_no("Yes, there is no dog."), yes_no("I know.")
+    ('yes', 'yes', None)
     """
     span = final_span(text)
     words = (span or after_thinking(text)).translate(SIGNS).casefold()
@@ -215,11 +229,12 @@ def yes_no(text: str) -> str | None:
     if first := re.match(r"\W*(?:there (?:is|are|was|were) )?(yes|no)\b", words):
         return first[1]
     # In a long text without a final answer, only its very end counts besides its beginning.
-    found = set(re.findall(r"\b(?:yes|no)\b" if span else r"\b(?:yes|no)\b(?=\W*$)", words if span else words[-40:]))
+    found = set(re.findall(r"\b(?:yes|no)\b", words) if span else
+                re.findall(r"\b(?:yes|no)\b(?=\W*$)", words[-40:]))
     return found.pop() if len(found) == 1 else None
 
 
-# ---------------------------------------------------------------------------------------------- free-form answers
+# ------------------------------------------------------------------------------------------ free-form answers
 
 def fraction(found: re.Match) -> str:
     """a/b, with the parentheses that it needs: 1/2, √3/2, (x+1)/2, 1/(2π)."""
@@ -228,55 +243,59 @@ def fraction(found: re.Match) -> str:
         bottom if re.fullmatch(r"[\d.]+|√?\d+|\w", bottom) else f"({bottom})")
 
 
-REPLACED = [(re.compile(pattern), new) for pattern, new in [
+SIMPLIFICATIONS = [(re.compile(pattern), new) for pattern, new in [
     (WRAPPED.pattern, r"\1"), (r"\{,\}", ","), (r"(?<![\w.])\.(?=\d)", "0."), (r"\\([%{}])", r"\1"),
     (r"\\(?:left|right|displaystyle|bigl?|bigr)(?![a-z])|\\[,;:! ()\[\]$]|[$~]", ""),
-    (r"\\(?:times|cdot)(?![a-z])", "*"), (r"\\div(?![a-z])", "/"), (r"\\pi(?![a-z])|(?<![a-z])pi(?![a-z])", "π"),
+    (r"\\(?:times|cdot)(?![a-z])", "*"), (r"\\div(?![a-z])", "/"),
+    (r"\\pi(?![a-z])|(?<![a-z])pi(?![a-z])", "π"),
     (r"\^ ?(?:\{ ?\\circ ?\}|\\circ(?![a-z]))|\\degree(?![a-z])", "°"), (r"\\?sqrt ?(?=[({\d])", "√"),
     (r"√ ?[({]([\w.]+)[)}]", r"√\1"), (r"\^\{(-?[\w.]+)\}", r"^\1"), (r"(?<=\d) (?=[π√])", ""),
     (r"\\[dtc]?frac ?(?:\{([^{}]+)\} ?\{([^{}]+)\}|(\d) ?(\d))", fraction),
     (r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])", lambda found: found[0].replace(",", "")),
     (r" ?, ?", ", "), (r" ?([-+*/=<>^:;(){}\[\]|%°]) ?", r"\1")]]
 ARTICLES = {"the": r"\w", "an": r"\w", "a": r"(?!and\b|or\b)\w\w"}         # else a letter or a variable
-OUTER = ".,;:!?'\"`*_ \t"
+OUTER_PUNCTUATION = ".,;:!?'\"`*_ \t"
 
 
-def simpler(text: str) -> str:
-    for pattern, new in REPLACED:
+def simplify_once(text: str) -> str:
+    for pattern, new in SIMPLIFICATIONS:
         text = pattern.sub(new, text)
     kept: list[str] = []
-    for word in reversed((text.strip(OUTER) or text).split()):
+    for word in reversed((text.strip(OUTER_PUNCTUATION) or text).split()):
         if not (word in ARTICLES and kept and re.match(ARTICLES[word], kept[-1])):
             kept.append(word)
     text = " ".join(reversed(kept))
     return text[1:-1] if re.fullmatch(r"\([^()]*\)|\[\w*\]", text) and ", " not in text else text
 
 
-def normal(text: str) -> str:
-    """A canonical spelling: lower case; without $, \\text, articles, outer punctuation, blanks around operators and
-    thousands commas; one sign for each operator; plain fractions and roots.
+def normalise(text: str) -> str:
+    """A canonical spelling: lower case; without $, \\text, articles, outer punctuation, blanks around
+    operators and thousands commas; one sign for each operator; plain fractions and roots.
 
-    >>> normal("The $ x +  1 $."), normal("\\\\dfrac{1}{2}"), normal("1,234.5 cm²"), normal("(B)"), normal("a,c")
-    ('x+1', '1/2', '1234.5 cm^2', 'b', 'a, c')
+    >>> [normalise(text) for text in ("The $ x +  1 $.", "\\\\dfrac{1}{2}", "1,234.5 cm²", "(B)", "a,c")]
+    ['x+1', '1/2', '1234.5 cm^2', 'b', 'a, c']
     """
     text = " ".join(text.casefold().translate(SIGNS).casefold().split())
     seen = set()
-    while len(text) <= LONGEST and text not in seen:         # until nothing changes
+    while len(text) <= MAX_LENGTH and text not in seen:         # until nothing changes
         seen.add(text)
-        text = " ".join(simpler(text).split())
+        text = " ".join(simplify_once(text).split())
     return text
 
 
-WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
-SCALES = {"hundred": 1e2, "thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12}
-UNITS = {"degree": "°", "deg": "°", "percent": "%", "meter": "m", "metre": "m", "centimeter": "cm", "centimetre": "cm",
-         "millimeter": "mm", "kilometer": "km", "kilometre": "km", "gram": "g", "kilogram": "kg", "second": "s",
-         "sec": "s", "minute": "min", "hour": "h", "hr": "h", "liter": "l", "litre": "l", "inche": "in", "inch": "in",
-         "foot": "ft", "feet": "ft", "newton": "n", "joule": "j", "watt": "w", "volt": "v", "dollar": "", "unit": ""}
-KNOWN = {*UNITS.values(), *"hz khz mhz kw mw ml mg ms kn kj mv kv lb lbs oz mph kpa pa rad ev gb mb px °c °f".split()}
+NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
+NUMBER_SCALES = {"hundred": 1e2, "thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12}
+UNITS = {"degree": "°", "deg": "°", "percent": "%", "meter": "m", "metre": "m", "centimeter": "cm",
+         "centimetre": "cm", "millimeter": "mm", "kilometer": "km", "kilometre": "km", "gram": "g",
+         "kilogram": "kg", "second": "s", "sec": "s", "minute": "min", "hour": "h", "hr": "h", "liter": "l",
+         "litre": "l", "inche": "in", "inch": "in", "foot": "ft", "feet": "ft", "newton": "n", "joule": "j",
+         "watt": "w", "volt": "v", "dollar": "", "unit": ""}
+KNOWN_UNITS = {*UNITS.values(), "°c", "°f",
+               *"hz khz mhz kw mw ml mg ms kn kj mv kv lb lbs oz mph kpa pa rad ev gb mb px".split()}
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
              ast.Pow: operator.pow, ast.USub: operator.neg, ast.UAdd: operator.pos}
-PLAIN = re.compile(r"[-+]?\(?[-+]?\d+\.?\d*(e[-+]?\d+)?\)?(/\(?[-+]?\d+\.?\d*\)?)?|[-+]?\(\d+\+\d+/\d+\)")
+PLAIN_NUMBER = re.compile(r"[-+]?\(?[-+]?\d+\.?\d*(e[-+]?\d+)?\)?(/\(?[-+]?\d+\.?\d*\)?)?"
+                          r"|[-+]?\(\d+\+\d+/\d+\)")
 
 
 def calculate(node: ast.expr) -> float:
@@ -295,13 +314,14 @@ def value_of(text: str) -> float:
 
     Raises ValueError, or what Python's parser and arithmetic raise.
     """
-    if text in WORDS:
-        return float(WORDS.index(text))
+    if text in NUMBER_WORDS:
+        return float(NUMBER_WORDS.index(text))
     text = re.sub(r"(\d+) (\d+/\d+)", r"(\1+\2)", text.translate({ord("{"): "(", ord("}"): ")"}))
-    # 1/2π may be meant in two ways.
-    if not PLAIN.fullmatch(text) and (not re.search("[π√^]", text) or re.search(r"/\d[\d.]*[π√(]", text)):
+    ambiguous = re.search(r"/\d[\d.]*[π√(]", text)                               # 1/2π
+    if not PLAIN_NUMBER.fullmatch(text) and (ambiguous or not re.search("[π√^]", text)):
         raise ValueError("not a number")
-    text = re.sub(r"\d+\.?\d*(?:e[-+]?\d+)?", lambda found: repr(float(found[0])), text)       # no huge integers
+    # No huge integers.
+    text = re.sub(r"\d+\.?\d*(?:e[-+]?\d+)?", lambda found: repr(float(found[0])), text)
     text = re.sub(r"√(\d[\d.e+]*|π)", r"√(\1)", text)
     text = re.sub(r"(?<=[\d)π])(?=[π√(])|(?<=[)π])(?=\d)", "*", text)
     text = text.replace("√", "root").replace("π", "pi").replace("^", "**")
@@ -310,26 +330,32 @@ def value_of(text: str) -> float:
 
 def quantity(text: str) -> tuple[float, str] | None:
     """(number, unit), unit "" if there is none."""
-    text = normal(text)
+    text = normalise(text)
     if len(text) > 80:
         return None
-    text = re.sub(r"^(?:about|approximately|approx\.?|roughly|around|≈|\\approx|=|[a-z∠\\ ']{1,12}=)+ ?", "", text)
+    text = re.sub(r"^(?:about|approximately|approx\.?|roughly|around|≈|\\approx|=|[a-z∠\\ ']{1,12}=)+ ?", "",
+                  text)
     currency = re.match(r"-?([€£¥])", text)
     text = re.sub(r"[€£¥]", "", text)
-    found = re.match(r"[-+]?[\dπ√(](?:[\dπ√.()+\-*/^{}]|(?<=\d)e(?=[-+]?\d)|(?<=\d) (?=\d+/\d))*|[a-z]+", text)
+    found = re.match(r"[-+]?[\dπ√(](?:[\dπ√.()+\-*/^{}]|(?<=\d)e(?=[-+]?\d)|(?<=\d) (?=\d+/\d))*"
+                     r"|[a-z]+", text)
     if not found:
         return None
     rest, words = text[found.end():], text[found.end():].split()
     try:
-        value = value_of(found[0]) * (SCALES[words.pop(0)] if words and words[0] in SCALES else 1)
+        value = value_of(found[0])
+        if words and words[0] in NUMBER_SCALES:
+            value *= NUMBER_SCALES[words.pop(0)]
     except (SyntaxError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError, MemoryError):
         return None
     unit = " ".join(UNITS.get(word, UNITS.get(word.rstrip("s"), word.rstrip("s") or word)) for word in words)
     unit = re.sub(r"^square (.*)", r"\1^2", re.sub(r"(?<=m)([23])$", r"^\1", unit))
     base = re.sub(r"\^[23]$", "", unit).split("/")[0]
-    # 5x, 5 or 6, 3:2, 1990s are no quantities: a single letter, or what is written together, must be a known unit.
-    known = base in KNOWN and rest != "s" or rest.startswith(" ") and len(base) > 1
-    wrong = not known or re.search(r"[\d,=;+]", base) or len(words) > 3 or {*WORDS, "and", "or", "to"} & set(words)
+    # 5x, 5 or 6, 3:2, 1990s are no quantities: a single letter, or what is written together, must be a known
+    # unit.
+    known = base in KNOWN_UNITS and rest != "s" or rest.startswith(" ") and len(base) > 1
+    wrong = (not known or re.search(r"[\d,=;+]", base) or len(words) > 3
+             or {*NUMBER_WORDS, "and", "or", "to"} & set(words))
     if not math.isfinite(value) or unit and wrong:
         return None
     return value, currency[1] if currency else unit
@@ -338,31 +364,34 @@ def quantity(text: str) -> tuple[float, str] | None:
 def number(text: str) -> float | None:
     """The number a short text is.  Units are left out, and 50% is 50; a text with two numbers is none.
 
-    >>> number("about −1,234.5 cm"), number("50%"), number("\\\\frac{3}{4}"), number("2.5 × 10^{-3}"), number("5x")
-    (-1234.5, 50.0, 0.75, 0.0025, None)
+    >>> [number(text) for text in ("about −1,234.5 cm", "50%", "\\\\frac{3}{4}", "2.5 × 10^{-3}", "5x")]
+    [-1234.5, 50.0, 0.75, 0.0025, None]
     """
     return (quantity(text) or [None])[0]
 
 
 def elements(text: str) -> list[str]:
     """Elements of a list: "a, b", "(1, 2)", "a and b".  A comma in a number separates nothing."""
-    text = normal(text)
+    text = normalise(text)
     inside = text[1:-1] if re.fullmatch(r"[(\[{].*[)\]}]", text) else text
     return [part for part in re.split(r", (?:and )?|;| and ", inside) if part]
 
 
-def same(given: str, gold: str) -> bool:
-    """Whether two short answers are the same: as spelt by normal(), as numbers to 1e-6, or element by element.
+def same_answer(given: str, gold: str) -> bool:
+    """Whether two short answers are the same: as spelt by normalise(), as numbers to 1e-6, or element by
+    element.
 
     A unit may be left out, but two that are given must be the same.
 
-    >>> same("$\\\\frac12$", "0.5"), same("40 degrees", "40"), same("5 cm", "5 m"), same("(1, 0.5)", "(1, 1/2)")
-    (True, True, False, True)
+    >>> same_answer("$\\\\frac12$", "0.5"), same_answer("(1, 0.5)", "(1, 1/2)")
+    (True, True)
+    >>> same_answer("40 degrees", "40"), same_answer("5 cm", "5 m")
+    (True, False)
     """
-    a, b = normal(given), normal(gold)
+    a, b = normalise(given), normalise(gold)
     if not a or not b or a == b:
         return a == b
-    if max(len(a), len(b)) > LONGEST:
+    if max(len(a), len(b)) > MAX_LENGTH:
         return False
     first, second = quantity(a), quantity(b)
     if first and second:
@@ -370,10 +399,10 @@ def same(given: str, gold: str) -> bool:
         return math.isclose(first[0], second[0], rel_tol=1e-6) and len(units) < 2
     ones, others = elements(a), elements(b)
     brackets = {a[0], b[0]} & set("([{")                       # (1, 2) is not [1, 2]; both may be 1, 2
-    return len(ones) == len(others) > 1 and len(brackets) < 2 and all(map(same, ones, others))
+    return len(ones) == len(others) > 1 and len(brackets) < 2 and all(map(same_answer, ones, others))
 
 
-# ------------------------------------------------------------------------------------------- a response and its gold
+# ------------------------------------------------------------------------------------ a response and its gold
 
 def kind_of(answer: str) -> str:
     """letter, yes_no, number or text.
@@ -390,31 +419,35 @@ def kind_of(answer: str) -> str:
 
 
 def matches(response: str, gold: str, choices: dict[str, str] | None = None) -> bool:
-    """Whether a response's final answer is the gold one.  With choices, their letter and their text both count.
+    """Whether a response's final answer is the gold one.  With choices, their letter and their text both
+    count.
 
-    >>> matches("So \\\\boxed{\\\\frac{1}{2}}", "0.5"), matches("The answer is blue.", "C", {"A": "red", "C": "blue"})
-    (True, True)
+    >>> matches("So \\\\boxed{\\\\frac{1}{2}}", "0.5")
+    True
+    >>> matches("The answer is blue.", "C", {"A": "red", "C": "blue"})
+    True
     """
     kind = kind_of(gold)
     right = clean(gold.translate(SIGNS)).strip("()[]").upper() if kind == "letter" else ""
     if choices and right not in choices:             # the gold answer may be the text of its option
-        right = next((key for key, option in choices.items() if same(option, gold)), "")
+        right = next((key for key, option in choices.items() if same_answer(option, gold)), "")
     if right:
         return letter(response, choices or "ABCDEFGHIJ") == right
     if kind == "yes_no":
-        return yes_no(response) == normal(gold)
+        return yes_no(response) == normalise(gold)
     span = final_span(response)
-    return bool(span) and same(span, gold)
+    return bool(span) and same_answer(span, gold)
 
 
-# ---------------------------------------- as VLMEvalKit does, bugs included; used only by --harness vlmevalkit
+# --------------------------------------- as VLMEvalKit does, bugs included; used only by --harness vlmevalkit
 
 REFUSALS = ("Sorry, I can't help with images of people yet.", "I can't process this file.",
             "I'm sorry, but without the image provided", "Cannot determine the answer")
 
 
 def harness_letter(text: str, options: dict[str, str] | str = "ABCD") -> str | None:
-    """Z: refused; None: left to a judge.  "the answer is circular" is C, and an early "B. Because ..." is missed."""
+    """Z: refused; None: left to a judge.  "the answer is circular" is C, and an early "B. Because ..." is
+    missed."""
     if any(refusal in text for refusal in REFUSALS):
         return "Z"
     tokens = re.sub(r"[.()\[\],:;!*#{}]", " ", text).split()
@@ -429,7 +462,8 @@ def harness_letter(text: str, options: dict[str, str] | str = "ABCD") -> str | N
 
 
 def harness_first_capital(text: str) -> str | None:
-    """MME-RealWorld: the first capital A-E of anything.  "Based on the map, D" is B, and an empty reply is A."""
+    """MME-RealWorld: the first capital A-E of anything.  "Based on the map, D" is B, and an empty reply is
+    A."""
     start = text.find("<answer>")
     if start >= 0 and (end := text.find("</answer>", start)) >= 0:
         text = text[start + len("<answer>"):end].upper()
@@ -439,7 +473,9 @@ def harness_first_capital(text: str) -> str | None:
         text = text.replace(prefix, "")
     if found := re.search("[A-E]", text):
         return found[0]
-    return None if len(text.split()) > 10 else next((k for k in "ABCDE" if text.lower() in f"({k.lower()})"), None)
+    if len(text.split()) > 10:
+        return None
+    return next((option for option in "ABCDE" if text.lower() in f"({option.lower()})"), None)
 
 
 def harness_yes_no(text: str) -> str | None:
@@ -461,7 +497,7 @@ def harness_wemath_letter(text: str) -> str | None:
 
 def main() -> None:
     if len(sys.argv) < 3:
-        sys.exit("usage: python answers.py RESPONSE GOLD [CHOICE ...]")
+        sys.exit("usage: python -m judges.answers RESPONSE GOLD [CHOICE ...]")
     response, gold, *options = sys.argv[1:]
     print(f"span:  {final_span(response)!r}\nkind:  {kind_of(gold)}\n"
           f"match: {matches(response, gold, dict(zip(string.ascii_uppercase, options)) or None)}")

@@ -58,6 +58,7 @@ def where_in(file: str, error: BaseException) -> str:
     place = Path(file).resolve()
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == place]
-    number = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+    if isinstance(error, SyntaxError) and Path(error.filename or "").resolve() == place:
+        lines = [error.lineno]                        # else it is in what the file imports, or evaluates
     message = " ".join(str(getattr(error, "msg", None) or error).split())[:200]
-    return f"{file}{f':{number}' if number else ''}: {type(error).__name__}: {message}"
+    return f"{file}{f':{lines[-1]}' if lines else ''}: {type(error).__name__}: {message}"

@@ -56,8 +56,8 @@ def load_responses(path: Path) -> dict[str, tuple[Query, str]]:
 
 
 def verdicts_so_far(out: Path, digests: dict[str, str]) -> list[dict]:
-    """Rows of an earlier, stopped session.  Failed ones and a half-written last one are dropped: they are asked
-    for again."""
+    """Rows of an earlier, stopped session.  Failed ones and a half-written last one are dropped: they are
+    asked for again."""
     rows = []
     for number, row in enumerate(read_rows(out) if out.exists() else (), start=1):
         if not row.keys() >= {"name", "digest", "status"}:
@@ -70,7 +70,8 @@ def verdicts_so_far(out: Path, digests: dict[str, str]) -> list[dict]:
 
 
 def judge_file(args: argparse.Namespace) -> None:
-    """Every row is written as soon as it is judged; rows that are in --out already are not asked for again."""
+    """Every row is written as soon as it is judged; rows that are in --out already are not asked for
+    again."""
     items = load_responses(args.responses)
     chat = OpenAIChat(args.url, args.model, args.timeout, structured=not args.no_schema)
     chat.check()
@@ -98,9 +99,11 @@ def judge_file(args: argparse.Namespace) -> None:
         try:
             side_by_side(judge_one, sorted(todo, key=lambda item: item[0]), args.concurrency)
         except VerifierUnreliable as error:
-            raise VerifierUnreliable(f"{error}; {len(rows)} rows are in {out}, the same command goes on") from None
+            raise VerifierUnreliable(f"{error}; {len(rows)} rows are in {out}, the same command goes on"
+                                     ) from None
     print_table(rows, len(items))
-    print(f"  {'tokens':40s} {chat.counts['prompt_tokens']} read, {chat.counts['completion_tokens']} written\n"
+    read, written = chat.counts["prompt_tokens"], chat.counts["completion_tokens"]
+    print(f"  {'tokens':40s} {read} read, {written} written\n"
           f"  {'seconds':40s} {time.monotonic() - start:.1f} for {len(todo)} verdicts\n{out}")
 
 
@@ -116,7 +119,8 @@ def print_table(rows: list[dict], total: int) -> None:
                         ("reward, mean", f"{sum(row['correct'] for row in judged) / n:.3f}"),
                         ("answer right by rule", f"{right / n:.3f}"),
                         ("judge and rule agree", f"{1 - (harsh + lenient) / n:.3f}"),
-                        ("answer right, judged wrong", f"{harsh}  (an answer-only reward would pay for them)"),
+                        ("answer right, judged wrong",
+                         f"{harsh}  (an answer-only reward would pay for them)"),
                         ("answer wrong, judged right", f"{lenient}  (suspicious: the judge, or the rule)")]:
         print(f"  {name:40s} {value}")
 

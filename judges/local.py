@@ -14,11 +14,12 @@ from reward import VERDICT_SCHEMA, JudgeError, VerifierUnreliable
 
 
 class LocalChat:
-    """A judge model on this rank's GPU, in a process of its own: it sleeps while the policy's engine is awake and the
-    other way round, so each may have most of the memory.  (vLLM's sleep mode serves one engine per process.)
+    """A judge model on this rank's GPU, in a process of its own: it sleeps while the policy's engine is awake
+    and the other way round, so each may have most of the memory.  (vLLM's sleep mode serves one engine per
+    process.)
 
-    Answers are greedy, of up to max_tokens, JSON of `schema`.  The process is this file (`serve` below), one line of JSON
-    per batch each way.  It ends when its input does, so also with us.
+    Answers are greedy, of up to max_tokens, JSON of `schema`.  The process is this file (`serve` below), one
+    line of JSON per batch each way.  It ends when its input does, so also with us.
     """
 
     def __init__(self, model: str, max_context: int = 8192, max_tokens: int = 2048, memory_share: float = 0.8,
@@ -32,10 +33,12 @@ class LocalChat:
         local = int(os.environ.get("LOCAL_RANK", 0))
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(local + 1)))
         # It must not take itself for a rank of the training.
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC") and name
-                       not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
+        of_rank = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        environment = {name: value for name, value in os.environ.items()
+                       if not (name in of_rank or name.startswith("TORCHELASTIC"))}
         root = str(Path(__file__).resolve().parent.parent)
-        environment |= {"CUDA_VISIBLE_DEVICES": visible.split(",")[local], "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        environment |= {"CUDA_VISIBLE_DEVICES": visible.split(",")[local],
+                        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
                         "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
         self.policy_engine = policy_engine
         policy_engine.sleep()
@@ -73,20 +76,23 @@ class LocalChat:
     def _answer(self) -> list:
         line = self.process.stdout.readline()
         if not line:
-            raise VerifierUnreliable(f"the judge's process has ended with exit code {self.process.wait(timeout=60)}")
+            code = self.process.wait(timeout=60)
+            raise VerifierUnreliable(f"the judge's process has ended with exit code {code}")
         return json.loads(line)
 
 
 def serve(model: str, max_context: int, max_tokens: int, memory_share: float, schema: dict) -> None:
-    """The other end: sleeps; for each line of conversations it wakes and answers [[text, error, tokens, tokens]]."""
+    """The other end: sleeps; for each line of conversations it wakes and answers [[text, error, tokens,
+    tokens]]."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)                                               # whatever else prints does not print to the policy
+    os.dup2(2, 1)                                       # whatever else prints does not print to the policy
     for name, value in (("VLLM_CPU_KVCACHE_SPACE", "1"), ("VLLM_LOGGING_LEVEL", "ERROR")):
         os.environ.setdefault(name, value)
     from vllm import LLM, SamplingParams
     from vllm.sampling_params import StructuredOutputsParams
 
-    # No blanks of its own choice in the JSON: a small model can go on writing them until it runs out of tokens.
+    # No blanks of its own choice in the JSON: a small model can go on writing them until it runs out of
+    # tokens.
     device = ({"enable_sleep_mode": True, "gpu_memory_utilization": memory_share}
               if torch.cuda.is_available() else {"dtype": "float32", "enforce_eager": True})
     llm = LLM(model=model, max_model_len=max_context, seed=0, limit_mm_per_prompt={"video": 0},
@@ -106,8 +112,8 @@ def serve(model: str, max_context: int, max_tokens: int, memory_share: float, sc
             half = len(conversations) // 2
             return answer(conversations[:half]) + answer(conversations[half:])
         cut = ["verdict cut off at max_tokens"]
-        return [[end.text, cut if end.finish_reason == "length" else None, len(o.prompt_token_ids), len(end.token_ids)]
-                for o in outputs for end in o.outputs]
+        return [[end.text, cut if end.finish_reason == "length" else None, len(o.prompt_token_ids),
+                 len(end.token_ids)] for o in outputs for end in o.outputs]
 
     llm.sleep(level=1)
     print("[]", file=replies, flush=True)                       # ready

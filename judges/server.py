@@ -88,8 +88,8 @@ class OpenAIChat:
     """
 
     def __init__(self, urls: str, model: str = "", timeout: float = 120.0, tries: int = 4,
-                 backoff: float = 1.0, max_wait: float = 30.0, max_tokens: int = 2048, structured: bool = True,
-                 log: str = ""):
+                 backoff: float = 1.0, max_wait: float = 30.0, max_tokens: int = 2048,
+                 structured: bool = True, log: str = ""):
         self.urls = [checked_url(url.strip().rstrip("/")) for url in urls.split(",")]
         self.model, self.timeout, self.tries = model, timeout, tries
         self.backoff, self.max_wait, self.max_tokens = backoff, max_wait, max_tokens

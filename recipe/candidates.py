@@ -18,7 +18,7 @@ from collections import Counter
 from PIL import Image
 
 from data import DataError, read_picture
-from judges.answers import final_span, kind_of, letter, matches, normal, number, yes_no
+from judges.answers import final_span, kind_of, letter, matches, normalise, number, yes_no
 from recipe.duplicates import perceptual_hash
 from recipe.finevision import PLACEHOLDER
 from reward import plain_text
@@ -125,7 +125,7 @@ def last_named(text: str, choices: dict[str, str]) -> str | None:
     """The option that a solution comes to before it says its answer: the last quantity, or the last text."""
     closing = re.search(r"\banswer\s*(?:is\b|:)|\\boxed", text, re.IGNORECASE)
     body = text[:closing.start()] if closing else ""
-    if all(re.fullmatch(r"-?[\d.,]+ ?[^\d\\/^√π]*", normal(option)) for option in choices.values()):
+    if all(re.fullmatch(r"-?[\d.,]+ ?[^\d\\/^√π]*", normalise(option)) for option in choices.values()):
         last = ([None] + re.findall(r"-?\d+(?:,\d{3})*(?:\.\d+)?", body))[-1]
         return next((name for name, option in choices.items() if last and number(last) == number(option)),
                     None)

@@ -23,7 +23,8 @@ class SamplingClient(OpenAIChat):
         content = [{"type": "image", "image": image} for image in query.images]
         content.append({"type": "text", "text": query.question})
         try:
-            return self.complete([{"role": "user", "content": content}], temperature=1.0, top_p=1.0, seed=seed)
+            return self.complete([{"role": "user", "content": content}], temperature=1.0, top_p=1.0,
+                                 seed=seed)
         except TransientError:
             raise
         except JudgeError as error:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from judges.answers import normal
+from judges.answers import normalise
 from recipe.candidates import clean_question, dropped_row, is_worked, reference_fault
 from recipe.duplicates import HashIndex, benchmark_index, grams, hash_of_text
 from recipe.sampling import CONCURRENCY, open_sampler, sample_and_judge
@@ -40,8 +40,9 @@ def drop_copies(args) -> Stage:
     near, turns, known = HashIndex(MAX_DISTANCE), Counter(), set()
 
     def why_dropped(row: dict) -> str:
-        question, answer = normal(row["question"]), (row["choices"] or {}).get(row["answer"], row["answer"])
-        problem = hash_of_text(f"{question} -> {normal(answer)}")
+        question = normalise(row["question"])
+        answer = (row["choices"] or {}).get(row["answer"], row["answer"])
+        problem = hash_of_text(f"{question} -> {normalise(answer)}")
         exact = hash_of_text(f"{question} {row['image_hash']}")
         picture, looks = hash_of_text(row["image_hash"]), int(row["image_phash"], 16)
         if exact in known or near.has(looks, problem):

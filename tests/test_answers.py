@@ -1,4 +1,4 @@
-"""answers.py: tables of replies and what they say, and that no text whatever makes it fail or hang.
+"""judges/answers.py: tables of replies and what they say, and that no text whatever makes it fail or hang.
 
 Guards against: answers taken from thoughts or from truncated replies, articles and variables taken for
 options, a guess where a reply says two things, equal answers that differ in spelling, different ones that
@@ -26,9 +26,9 @@ from judges.answers import (
     letter,
     letters,
     matches,
-    normal,
+    normalise,
     number,
-    same,
+    same_answer,
     yes_no,
 )
 
@@ -168,11 +168,13 @@ def test_letter_by_the_text_of_an_option(text, options, option):
 
 @pytest.mark.parametrize("text, chosen", [
     ("C and A", "AC"), ("A", "A"), ("A, C, D", "ACD"), ("A, C", "AC"), ("AC", "AC"), ("(A) and (C)", "AC"),
-    ("a, c", "AC"), ("A & C", "AC"), ("The answer is C and A.", "AC"), ("\\boxed{A, C}", "AC"),
-    ("\\boxed{\\text{A and C}}", "AC"), ("options B and D", "BD"), ("BED", "BDE"), ("Answer: A,C", "AC"),
-    ("<answer>D; B</answer>", "BD"), ("Ａ、Ｃ", "AC"), ("a", "A"), ("A\nC", "AC"),
-    ("B. Because the others are not so.", "B"), ("The answer is A and C because they fit.", "AC"), ("", ""),
-    ("none", ""), ("a dog", ""), ("F", ""), ("A, F", "A"), ("AA", ""), ("aced", ""),
+    ("a, c", "AC"), ("A & C", "AC"),
+    ("The answer is C and A.", "AC"), ("\\boxed{A, C}", "AC"), ("\\boxed{\\text{A and C}}", "AC"),
+    ("options B and D", "BD"), ("BED", "BDE"),
+    ("Answer: A,C", "AC"), ("<answer>D; B</answer>", "BD"), ("Ａ、Ｃ", "AC"), ("a", "A"), ("A\nC", "AC"),
+    ("B. Because the others are not so.", "B"),
+    ("The answer is A and C because they fit.", "AC"), ("", ""), ("none", ""), ("a dog", ""), ("F", ""),
+    ("A, F", "A"), ("AA", ""), ("aced", ""),
 ])
 def test_letters(text, chosen):
     assert letters(text) == frozenset(chosen)
@@ -247,21 +249,21 @@ def test_number(text, value):
     ("  \n", ""), ("x^{2}", "x^2"), ("\\left( x \\right)", "x"), ("\\pi r^2", "π r^2"), ("pie", "pie"),
     ("[C]", "c"), ("f(x)", "f(x)"), ("well-known", "well-known"), ("**bold**", "bold"),
 ])
-def test_normal(text, plain):
-    assert normal(text) == plain
+def test_normalise(text, plain):
+    assert normalise(text) == plain
 
 
 EQUAL = [
     ("Red", "red."), ("the red car", "red car"), ("$\\frac12$", "0.5"), ("0.5", "1/2"),
-    ("\\frac{1}{2}", "\\dfrac{2}{4}"), ("1,234", "1234"), ("1234.0", "1,234"), ("40°", "40"),
-    ("40 degrees", "40^\\circ"), ("5 cm", "5"), ("5 centimeters", "5cm"), ("5 cm^2", "5 square centimeters"),
-    ("50%", "50"), ("50 %", "50 percent"), ("5 m^2", "5 m²"), ("2\\sqrt{3}", "\\sqrt{12}"),
-    ("2π", "6.283185307"), ("\\frac{\\sqrt{3}}{3}", "\\frac{1}{\\sqrt{3}}"), ("3 1/2", "3.5"), ("two", "2"),
-    ("two points", "2"), ("x=5", "5"), ("x + 1", "$x+1$"), ("\\frac{x}{2}", "x/2"), ("(1, 2)", "(1,2)"),
-    ("(1, 0.5)", "(1, \\frac{1}{2})"), ("1, 2", "(1, 2)"), ("A, C", "A and C"), ("a;b", "a, b"),
-    ("red, blue, and green", "red, blue, green"), ("-5", "−5"), ("1e3", "1000"), ("5 million", "5,000,000"),
-    ("1 apple", "1 apples"), ("0", "-0"), ("0.1", "0.10000000001"), ("$12", "12 dollars"), ("(5)", "5"),
-    ("3 hours", "3 h"), ("Ｃ", "c"),
+    ("\\frac{1}{2}", "\\dfrac{2}{4}"), ("1,234", "1234"), ("1234.0", "1,234"),
+    ("40°", "40"), ("40 degrees", "40^\\circ"), ("5 cm", "5"), ("5 centimeters", "5cm"),
+    ("5 cm^2", "5 square centimeters"), ("50%", "50"), ("50 %", "50 percent"), ("5 m^2", "5 m²"),
+    ("2\\sqrt{3}", "\\sqrt{12}"), ("2π", "6.283185307"), ("\\frac{\\sqrt{3}}{3}", "\\frac{1}{\\sqrt{3}}"),
+    ("3 1/2", "3.5"), ("two", "2"), ("two points", "2"), ("x=5", "5"),
+    ("x + 1", "$x+1$"), ("\\frac{x}{2}", "x/2"), ("(1, 2)", "(1,2)"), ("(1, 0.5)", "(1, \\frac{1}{2})"),
+    ("1, 2", "(1, 2)"), ("A, C", "A and C"), ("a;b", "a, b"), ("red, blue, and green", "red, blue, green"),
+    ("-5", "−5"), ("1e3", "1000"), ("5 million", "5,000,000"), ("1 apple", "1 apples"), ("0", "-0"),
+    ("0.1", "0.10000000001"), ("$12", "12 dollars"), ("(5)", "5"), ("3 hours", "3 h"), ("Ｃ", "c"),
 ]
 DIFFERENT = [
     ("94.2", "94"), ("5 cm", "5 m"), ("5 cm", "5 cm^2"), ("0.012", "0.01"), ("15", "5"), ("-5", "5"),
@@ -275,17 +277,17 @@ DIFFERENT = [
 
 
 @pytest.mark.parametrize("one, other", EQUAL)
-def test_same(one, other):
-    assert same(one, other) and same(other, one)
+def test_same_answer(one, other):
+    assert same_answer(one, other) and same_answer(other, one)
 
 
 @pytest.mark.parametrize("one, other", DIFFERENT)
-def test_not_the_same(one, other):
-    assert not same(one, other) and not same(other, one)
+def test_different_answers(one, other):
+    assert not same_answer(one, other) and not same_answer(other, one)
 
 
 def test_a_difference_of_a_millionth_counts():
-    assert same("1000000", "1000000.9") and not same("1000000", "1000001.1")
+    assert same_answer("1000000", "1000000.9") and not same_answer("1000000", "1000001.1")
 
 
 @pytest.mark.parametrize("gold, kind", [
@@ -392,15 +394,15 @@ def test_no_text_makes_it_fail(text, other, options):
 
 @settings(max_examples=400, deadline=None)
 @given(anything, anything)
-def test_same_is_symmetric_and_reflexive_and_normal_idempotent(one, other):
-    assert normal(normal(one)) == normal(one)
-    assert same(one, one) and same(one, normal(one))
-    assert same(one, other) is same(other, one)
+def test_same_answer_is_symmetric_and_reflexive_and_normalise_idempotent(one, other):
+    assert normalise(normalise(one)) == normalise(one)
+    assert same_answer(one, one) and same_answer(one, normalise(one))
+    assert same_answer(one, other) is same_answer(other, one)
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False, width=32))
 def test_numbers_as_python_writes_them(value):
-    assert number(repr(value)) == value and same(repr(value), f"{value:.17e}")
+    assert number(repr(value)) == value and same_answer(repr(value), f"{value:.17e}")
 
 
 @given(st.sampled_from("ABCD"), st.sampled_from(["{}", "({})", "**{}**", "\\boxed{{{}}}", "Answer: {}",
@@ -408,13 +410,13 @@ def test_numbers_as_python_writes_them(value):
                                                 "{}. Because it is so and not otherwise."]), anything)
 def test_what_is_thought_does_not_count(option, form, thoughts):
     thoughts = thoughts.replace("<", "").replace(">", "")
-    assert letter(f"<think>{thoughts}</think>{form.format(option)}") == option
+    assert letter(f"<think>{thoughts}</think>" + form.format(option)) == option
 
 
-FUNCTIONS = [letters, yes_no, normal, harness_letter, harness_first_capital, harness_yes_no,
+FUNCTIONS = [letters, yes_no, normalise, harness_letter, harness_first_capital, harness_yes_no,
              harness_wemath_letter, lambda text: letter(text, COLOURS),
-             lambda text: letter(f"The answer is {text}x"), lambda text: matches(text, "5"),
-             lambda text: same(text, text + " ")]
+             lambda text: letter(f"The answer is {text}x"),
+             lambda text: matches(text, "5"), lambda text: same_answer(text, text + " ")]
 
 
 @pytest.mark.parametrize("piece", [
@@ -439,8 +441,9 @@ def test_it_works_in_a_thread_and_as_a_program():
         assert list(pool.map(matches, ["\\boxed{\\frac12}"] * 8, ["0.5", "1"] * 4)) == [True, False] * 4
 
     def out(*arguments):
-        return subprocess.run([sys.executable, ROOT / "judges/answers.py", *arguments], capture_output=True,
-                              text=True, timeout=60, env={**os.environ, "PYTHONIOENCODING": "utf-8"})
+        return subprocess.run([sys.executable, "-m", "judges.answers", *arguments], cwd=ROOT, timeout=60,
+                              capture_output=True, text=True,
+                              env={**os.environ, "PYTHONIOENCODING": "utf-8"})
     assert out("So \\boxed{5}", "5").stdout == "span:  '5'\nkind:  number\nmatch: True\n"
     assert out("red", "B", "blue", "red").stdout.endswith("match: True\n")
     assert out("5").returncode and "usage" in out("5").stderr

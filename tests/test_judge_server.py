@@ -1,7 +1,8 @@
 """OpenAIChat, Verifier and `python -m judges.file` against a real HTTP server that misbehaves.
 
-Guards against: a failure that becomes a 0.0, or goes uncounted; a call or a run that waits without bound; a picture
-that is changed on its way to the judge; a judged file that loses rows or mixes verdicts of two judges.
+Guards against: a failure that becomes a 0.0, or goes uncounted; a call or a run that waits without bound; a
+picture that is changed on its way to the judge; a judged file that loses rows or mixes verdicts of two
+judges.
 """
 
 import base64
@@ -43,7 +44,8 @@ def patience(mode: str) -> float:
     return 0.4 if mode in SLOW else 20.0
 
 
-QUERIES = [toy.make_query(family, i, "train", "half") for i in range(20) for family in ("ordinary", "shortcut", "hard")]
+QUERIES = [toy.make_query(family, i, "train", "half")
+           for i in range(20) for family in ("ordinary", "shortcut", "hard")]
 
 
 @pytest.fixture
@@ -62,7 +64,8 @@ def wrong(query) -> str:
 
 def tries(n: int) -> tuple[list, list[str]]:
     """-> n queries and responses, right and wrong and guessed, no two alike."""
-    kinds = [lambda q: q.solution, wrong, lambda q: toy.solve(q.facts, "guess"), lambda q: q.solution + " ; red 99"]
+    kinds = [lambda q: q.solution, wrong, lambda q: toy.solve(q.facts, "guess"),
+             lambda q: q.solution + " ; red 99"]
     pairs = [(query, kind(query)) for kind in kinds for query in QUERIES]
     return [list(part) for part in zip(*pairs[:n])]
 
@@ -77,7 +80,7 @@ def json_rows(file: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-# ------------------------------------------------------------------------------------------------- a sound server
+# --------------------------------------------------------------------------------------------- a sound server
 
 def test_verdicts_over_http_are_the_exact_ones(server):
     queries, responses = tries(100)
@@ -98,7 +101,8 @@ def test_what_is_sent(server, tmp_path, monkeypatch):
     query = QUERIES[0]
     (tmp_path / "a.png").write_bytes(query.images[0])
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    Verifier(OpenAIChat(server.url + "/v1/")).judge_one(replace(query, images=[str(tmp_path / "a.png")]), "red 3")
+    from_file = replace(query, images=[str(tmp_path / "a.png")])
+    Verifier(OpenAIChat(server.url + "/v1/")).judge_one(from_file, "red 3")
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     chat = OpenAIChat(server.url, max_tokens=77, structured=False, log=str(tmp_path / "log"))
     Verifier(chat).judge_one(query, "red 3")
@@ -128,11 +132,11 @@ def test_a_picture_of_no_known_format_is_a_failed_verdict(server):
     assert (verdict.error, verdict.reward, server.stats["calls"]) == ("unknown image format", None, 0)
 
 
-# ------------------------------------------------------------------------------------------------ misbehaviour
+# ----------------------------------------------------------------------------------------------- misbehaviour
 
 RETRIED = {"hang": "TimeoutError", "dribble": "TimeoutError", "slow headers": "TimeoutError",
-           "reset": "connection reset", "500": "HTTP 500", "503": "HTTP 503", "408": "HTTP 408", "425": "HTTP 425",
-           "429": "HTTP 429", "empty": "empty answer", "half envelope": "half an answer",
+           "reset": "connection reset", "500": "HTTP 500", "503": "HTTP 503", "408": "HTTP 408",
+           "425": "HTTP 425", "429": "HTTP 429", "empty": "empty answer", "half envelope": "half an answer",
            "wrong envelope": "not a chat answer"}
 ASKED_AGAIN = {"half content": "not one JSON verdict", "wrong types": "Correctness is neither 0 nor 1",
                "other keys": "missing key Analysis", "yes": "Correctness is neither 0 nor 1",
@@ -173,8 +177,9 @@ def test_one_misbehaviour_that_passes_is_recovered(server, mode):
 
 def test_retry_after_is_waited_for_up_to_a_limit(server):
     server.misbehave, server.modes, server.times, server.retry_after = 1.0, ["429"], 1, 20
+    messages = reward.judge_messages(QUERIES[0], "red 3", reward.judge_prompt("solution"))
     start = time.monotonic()
-    OpenAIChat(server.url, **QUICK | {"max_wait": 0.25})(reward.judge_messages(QUERIES[0], "red 3", reward.judge_prompt("solution")))
+    OpenAIChat(server.url, **QUICK | {"max_wait": 0.25})(messages)
     assert 0.25 < time.monotonic() - start < 10
 
 
@@ -193,9 +198,10 @@ def test_thirty_per_cent_misbehaviour_costs_verdicts_but_never_truth(server, tmp
             assert verdict.report == truth.report and verdict.reward == truth.reward
     counts, row = verifier.counts, verifier.metrics()
     named = {k[8:]: n for k, n in counts.items() if k.startswith("failed: ")}
-    assert named == Counter(v.error for v in failed) and sum(named.values()) == counts["failed"] == len(failed)
+    assert named == Counter(v.error for v in failed)
+    assert sum(named.values()) == counts["failed"] == len(failed)
 
-    log = json_rows(tmp_path / "calls.jsonl")                                # one row per call, none lost or torn
+    log = json_rows(tmp_path / "calls.jsonl")                            # one row per call, none lost or torn
     assert len(log) == row["judge/calls"] == 200 + row["judge/asked_again"]
     assert sum(r["attempts"] for r in log) == server.stats["calls"] == len(log) + row["judge/http_retries"]
     for name in ("prompt_tokens", "completion_tokens"):
@@ -205,7 +211,7 @@ def test_thirty_per_cent_misbehaviour_costs_verdicts_but_never_truth(server, tmp
     assert row["judge/seconds"] == pytest.approx(sum(r["seconds"] for r in log), rel=0.3)
 
 
-# ----------------------------------------------------------------------------------------------- how long it takes
+# ------------------------------------------------------------------------------------------ how long it takes
 
 @pytest.mark.parametrize("mode", ["hang", "dribble", "500", "other keys"])
 def test_a_dead_server_stops_a_run_within_the_stated_bound(server, mode):
@@ -218,8 +224,10 @@ def test_a_dead_server_stops_a_run_within_the_stated_bound(server, mode):
         verifier.judge(queries, responses)
     bound = (math.ceil(7 / 8) + 1) * 2 * chat.max_seconds
     assert time.monotonic() - start < bound and f"noticed within {bound:.0f} s" in str(stop.value)
-    assert re.match(r"7 of the last 7 verdicts failed \(7 x [^;]+; last: .+\); the limit is 6 of 32", str(stop.value))
-    assert "\n" not in str(stop.value) and 7 <= verifier.counts["failed"] == verifier.counts["verdicts"] <= 7 + 8 - 1
+    assert re.match(r"7 of the last 7 verdicts failed \(7 x [^;]+; last: .+\); the limit is 6 of 32",
+                    str(stop.value))
+    assert "\n" not in str(stop.value)
+    assert 7 <= verifier.counts["failed"] == verifier.counts["verdicts"] <= 7 + 8 - 1
 
 
 def test_no_more_calls_at_once_than_asked_for(server):
@@ -248,12 +256,13 @@ def test_a_dead_server_beside_a_living_one_costs_no_verdict(server):
     chat = OpenAIChat(f"{dead},{server.url}", model=MODEL, timeout=2.0, backoff=0.01, max_wait=30.0)
     verifier = Verifier(chat, concurrency=4)
     assert {v.status for v in verifier.judge(*tries(60))} == {VerdictStatus.JUDGED}
-    assert server.stats["calls"] == 60 and chat.counts["http_retries"] == chat.taken[dead] <= 4     # then avoided
+    assert server.stats["calls"] == 60
+    assert chat.counts["http_retries"] == chat.taken[dead] <= 4              # then avoided
     chat.avoid[dead] = 0.0                                                   # its time is over
     assert [chat._take() for _ in range(8)].count(dead) == 1                 # one call finds out
 
 
-# ------------------------------------------------------------------------------------------------------ the start
+# -------------------------------------------------------------------------------------------------- the start
 
 def test_check_at_the_start(server):
     chat = OpenAIChat(server.url)
@@ -272,19 +281,20 @@ def test_check_at_the_start(server):
     OpenAIChat(server.url, model="b").check()
 
 
-@pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://host", "http://", "http://host:port", "http://a b",
-                                 "http://a,", "http://user:secret@host", "http://host/v1?x=1", "http://host:1234567",
-                                 "http://host:65536"])
+@pytest.mark.parametrize("url", [
+    "", "localhost:8000", "ftp://host", "http://", "http://host:port", "http://a b", "http://a,",
+    "http://user:secret@host", "http://host/v1?x=1", "http://host:1234567", "http://host:65536"])
 def test_bad_urls(url):
     with pytest.raises(JudgeError, match="^bad URL: .*is not like http://host:8000"):
         OpenAIChat(url)
 
 
-# ------------------------------------------------------------------------------------------------- judging a file
+# --------------------------------------------------------------------------------------------- judging a file
 
 def write_rows(folder: Path, queries: list, responses: list[str]) -> Path:
     save_queries(queries, folder / "queries.jsonl")
-    rows = [row | {"response": text} for row, text in zip(json_rows(folder / "queries.jsonl"), responses, strict=True)]
+    rows = [row | {"response": text}
+            for row, text in zip(json_rows(folder / "queries.jsonl"), responses, strict=True)]
     (folder / "responses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder / "responses.jsonl"
 
@@ -303,23 +313,27 @@ def command(monkeypatch, capsys, *arguments) -> tuple[int, str, str]:
 
 
 def test_table_of_a_file_made_by_hand(server, tmp_path, monkeypatch, capsys):
-    q, other = QUERIES[0], replace(QUERIES[2], answer="999")                 # its answer is wrong in the file only
+    q, other = QUERIES[0], replace(QUERIES[2], answer="999")            # its answer is wrong in the file only
     responses = [q.solution, toy.solve(q.facts), f"red 99 ; {q.solution}", wrong(q), "", other.solution]
     file = write_rows(tmp_path, [q] * 5 + [other], responses)
-    status, out, _ = command(monkeypatch, capsys, "--url", server.url, "--responses", file, "--out", tmp_path / "out")
+    status, out, _ = command(monkeypatch, capsys, "--url", server.url, "--responses", file,
+                             "--out", tmp_path / "out")
     assert status == 0
     table = {line[:42].strip(): line[42:].strip() for line in out.splitlines()}
-    assert (table["judged"], table["reward, mean"], table["answer right by rule"]) == ("6 of 6", "0.500", "0.500")
+    assert table["judged"] == "6 of 6"
+    assert table["reward, mean"] == table["answer right by rule"] == "0.500"
     assert table["judge and rule agree"] == "0.667"
     assert table["answer right, judged wrong"].startswith("1 ")              # row 3
     assert table["answer wrong, judged right"].startswith("1 ")              # row 6
     rows = sorted(json_rows(tmp_path / "out"), key=lambda row: row["name"])
-    assert [row["name"] for row in rows] == list("123456") and [row["reward"] for row in rows] == [1, 1, 0, 0, 0, 1]
+    assert [row["name"] for row in rows] == list("123456")
+    assert [row["reward"] for row in rows] == [1, 1, 0, 0, 0, 1]
     assert [row["answer_right"] for row in rows] == [True, True, True, False, False, False]
     assert rows[3]["report"] and rows[0]["id"] == q.id and server.stats["calls"] == 5        # "" by rule
 
 
-def test_failed_verdicts_are_shown_by_name_and_asked_for_again_next_time(server, tmp_path, monkeypatch, capsys):
+def test_failed_verdicts_are_shown_by_name_and_asked_for_again_next_time(
+        server, tmp_path, monkeypatch, capsys):
     queries, responses = tries(30)
     file = write_rows(tmp_path, queries, responses)
     server.misbehave, server.modes = 0.2, ["refused", "400"]
@@ -334,11 +348,13 @@ def test_failed_verdicts_are_shown_by_name_and_asked_for_again_next_time(server,
     told = command(monkeypatch, capsys, "--url", server.url, "--responses", file)[1]
     assert server.stats["calls"] - calls == len(failed) and "30 of 30" in told and "refused" not in told
     rewards = {row["name"]: row["reward"] for row in json_rows(out)}
-    assert [rewards[str(i + 1)] for i in range(30)] == [v.reward for v in toy.ToyVerifier().judge(queries, responses)]
+    exact = toy.ToyVerifier().judge(queries, responses)
+    assert [rewards[str(i + 1)] for i in range(30)] == [v.reward for v in exact]
 
-    status, _, told = command(monkeypatch, capsys, "--url", server.url, "--responses", file, "--context", "answer")
+    status, _, told = command(monkeypatch, capsys, "--url", server.url, "--responses", file,
+                              "--context", "answer")
     assert status == 2 and f"{out}:1: is of other responses, model or context" in told
-    monkeypatch.chdir(tmp_path)                                              # the same file under another path
+    monkeypatch.chdir(tmp_path)                                             # the same file under another path
     assert command(monkeypatch, capsys, "--url", server.url, "--responses", "responses.jsonl")[0] == 0
     (tmp_path / "notes").write_text('{"name": "1"}\n')
     status, _, told = command(monkeypatch, capsys, "--url", server.url, "--responses", file, "--out", "notes")
@@ -349,8 +365,8 @@ def test_a_killed_session_loses_nothing(server, tmp_path, monkeypatch, capsys):
     server.delay = (0.15, 0.15)
     file, out = write_rows(tmp_path, *tries(60)), tmp_path / "out.jsonl"
     arguments = ["--url", server.url, "--responses", str(file), "--out", str(out), "--concurrency", "3"]
-    child = subprocess.Popen([sys.executable, "-m", "judges.file", *arguments], cwd=ROOT, stderr=subprocess.DEVNULL,
-                             env={**os.environ, "OMP_NUM_THREADS": "1"})
+    child = subprocess.Popen([sys.executable, "-m", "judges.file", *arguments], cwd=ROOT,
+                             stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
     deadline = time.monotonic() + 60
     while not out.exists() or out.read_bytes().count(b"\n") < 8:
         assert time.monotonic() < deadline and child.poll() is None
@@ -362,21 +378,24 @@ def test_a_killed_session_loses_nothing(server, tmp_path, monkeypatch, capsys):
     server.delay = (0.0, 0.0)
     assert command(monkeypatch, capsys, *arguments)[0] == 0
     assert sorted(int(row["name"]) for row in json_rows(out)) == list(range(1, 61))
-    assert server.stats["calls"] <= 60 + 3                                   # what was in flight is asked again
+    assert server.stats["calls"] <= 60 + 3                                 # what was in flight is asked again
 
 
 def test_a_finished_run_can_be_judged_again(server, tmp_path, monkeypatch, capsys):
     (tmp_path / "images").mkdir()
     rows, truth = [], {}
     for number, query in enumerate(QUERIES[:4], start=1):
-        samples = [Sample([1], [0.0], SampleStatus.COMPLETED, text) for text in (query.solution, wrong(query))]
+        samples = [Sample([1], [0.0], SampleStatus.COMPLETED, text)
+                   for text in (query.solution, wrong(query))]
         verdicts = toy.ToyVerifier().judge([query] * 2, [sample.text for sample in samples])
         truth |= {f"{number}/{stage}/{i}": v.reward for stage in (1, 2) for i, v in enumerate(verdicts)}
-        group = SimpleNamespace(members=[SimpleNamespace(advantage=0.0)] * 4, kind=SimpleNamespace(value="mixed"))
+        group = SimpleNamespace(members=[SimpleNamespace(advantage=0.0)] * 4,
+                                kind=SimpleNamespace(value="mixed"))
         rollout = Rollout(query, None, query.id, samples, verdicts, samples, verdicts, [True, False], group)
         rows.append(rollout_row(rollout, 1, tmp_path))
     (tmp_path / "rollouts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    status, out, _ = command(monkeypatch, capsys, "--url", server.url, "--responses", tmp_path / "rollouts.jsonl")
+    status, out, _ = command(monkeypatch, capsys, "--url", server.url,
+                             "--responses", tmp_path / "rollouts.jsonl")
     assert status == 0 and "16 of 16" in out
     assert {row["name"]: row["reward"] for row in json_rows(tmp_path / "rollouts.verdicts.jsonl")} == truth
 
@@ -385,7 +404,8 @@ def test_an_unreliable_verifier_ends_with_one_line_and_status_3(server, tmp_path
     server.misbehave, server.modes = 1.0, ["403"]
     file = write_rows(tmp_path, *tries(60))
     status, _, told = command(monkeypatch, capsys, "--url", server.url, "--responses", file)
-    assert status == 3 and told.startswith("stopped: 13 of the last 13 verdicts failed (13 x HTTP 403; last: HTTP 403")
+    assert status == 3
+    assert told.startswith("stopped: 13 of the last 13 verdicts failed (13 x HTTP 403; last: HTTP 403")
     assert "\n" not in told and "the same command goes on" in told and server.stats["calls"] <= 13 + 15
 
 
@@ -396,9 +416,12 @@ GOOD = {"id": "a", "question": "how many ?", "solution": "red 3", "answer": "3",
     ("{", "not a query with a response"), ("[1]", "not a query with a response"), ("3", "not a query"),
     ({**GOOD, "colour": "red"}, "colour"),
     ({k: v for k, v in GOOD.items() if k != "response"}, "'response' is missing"),
-    ({k: v for k, v in GOOD.items() if k != "answer"}, "answer"), ({**GOOD, "response": 5}, "'response' is not a text"),
-    ({**GOOD, "solution": None}, "'solution' is not a text"), ({**GOOD, "images": ["no.png"]}, "image not found: "),
-    ({**GOOD, "images": "no.png"}, "image not found: "), ({**GOOD, "images": [3]}, "not a query with a response"),
+    ({k: v for k, v in GOOD.items() if k != "answer"}, "answer"),
+    ({**GOOD, "response": 5}, "'response' is not a text"),
+    ({**GOOD, "solution": None}, "'solution' is not a text"),
+    ({**GOOD, "images": ["no.png"]}, "image not found: "),
+    ({**GOOD, "images": "no.png"}, "image not found: "),
+    ({**GOOD, "images": [3]}, "not a query with a response"),
     ({"stage1": [{}]}, "is missing"), ({"stage1": [{"text": "x"}], "stage2": []}, "'query' is missing"),
 ])
 def test_bad_rows_name_file_and_line(server, tmp_path, monkeypatch, capsys, row, told):
@@ -411,7 +434,8 @@ def test_bad_rows_name_file_and_line(server, tmp_path, monkeypatch, capsys, row,
 
 def test_other_bad_input(server, tmp_path, monkeypatch, capsys):
     file = tmp_path / "rows.jsonl"
-    for content, told in ((None, "data file not found"), (b"\n", "no responses in"), (b"\xff\xfe", "not UTF-8")):
+    for content, told in ((None, "data file not found"), (b"\n", "no responses in"),
+                          (b"\xff\xfe", "not UTF-8")):
         if content is not None:
             file.write_bytes(content)
         status, _, line = command(monkeypatch, capsys, "--url", server.url, "--responses", file)
@@ -420,7 +444,9 @@ def test_other_bad_input(server, tmp_path, monkeypatch, capsys):
     for url, told in (("nonsense", "bad URL"), (f"http://127.0.0.1:{closed_port()}", "connection refused")):
         status, _, line = command(monkeypatch, capsys, "--url", url, "--responses", file)
         assert status == 2 and told in line and "\n" not in line
-    for flags in ((), ("--responses", file), ("--responses", file, "--url", server.url, "--concurrency", "0")):
+    for flags in ((), ("--responses", file),
+                  ("--responses", file, "--url", server.url, "--concurrency", "0")):
         assert command(monkeypatch, capsys, *flags)[0] == 2
-    status, _, line = command(monkeypatch, capsys, "--url", server.url, "--responses", file, "--out", tmp_path / "a/b")
+    status, _, line = command(monkeypatch, capsys, "--url", server.url, "--responses", file,
+                              "--out", tmp_path / "a/b")
     assert status == 2 and line.startswith("error: ") and "\n" not in line
