@@ -77,7 +77,7 @@ def load_rows(benchmark: Benchmark, data_dir: str | None = None) -> Sequence[dic
     if data_dir is None:
         failure = f"{title}: cannot load {repository} (local files: --data_dir)"
         return concatenate(benchmark, [
-            read_table(benchmark, repository, variant_of(split), failure, repository, name=config, split=split)
+            read_table(benchmark, repository, variant_of(split), failure, repository, config, split=split)
             for split in splits])
     beside, inside = (
         sorted(file for file in Path(data_dir).glob(pattern) if file.suffix in (".parquet", ".jsonl"))

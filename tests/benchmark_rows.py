@@ -20,7 +20,7 @@ def png(seed: int = 0, size: tuple[int, int] = (64, 48)) -> bytes:
 
 
 def picture(seed: int) -> dict:
-    return {"bytes": png(seed), "path": f"{seed}.jpg"}         # the name lies: it is a PNG
+    return {"bytes": png(seed), "path": f"{seed}.jpg"}
 
 
 def base64_picture(seed: int) -> str:
@@ -28,21 +28,23 @@ def base64_picture(seed: int) -> str:
 
 
 def mmstar(i):
-    return {"index": i, "question": "How many red ?\nOptions: A: one, B: two, C: three, D: four", "image": picture(i),
-            "answer": "ABCD"[i % 4], "category": "math", "l2_category": f"kind {i % 2}",
+    return {"index": i, "question": "How many red ?\nOptions: A: one, B: two, C: three, D: four",
+            "image": picture(i), "answer": "ABCD"[i % 4], "category": "math", "l2_category": f"kind {i % 2}",
             "meta_info": {"source": "s", "split": "val", "image_path": "p"}}
 
 
 def simplevqa(i):
-    return {"data_id": i, "image": base64_picture(i), "image_description": "", "language": "EN" if i % 2 else "CN",
-            "question": "how many red ?", "answer": "3", "original_category": "c", "source": "u",
-            "atomic_question": "q", "atomic_fact": "f", "vqa_category": "{}"}
+    return {"data_id": i, "image": base64_picture(i), "image_description": "",
+            "language": "EN" if i % 2 else "CN", "question": "how many red ?", "answer": "3",
+            "original_category": "c", "source": "u", "atomic_question": "q", "atomic_fact": "f",
+            "vqa_category": "{}"}
 
 
 def hallusionbench(i):
     return {"category": "VD", "subcategory": "chart", "visual_input": "1", "set_id": str(i // 4),
-            "figure_id": str(i // 2 % 2), "sample_note": "", "question_id": str(i % 2), "question": "Is it red ?",
-            "gt_answer_details": "it is", "gt_answer": str(i % 2), "filename": "f.png", "image": picture(i)}
+            "figure_id": str(i // 2 % 2), "sample_note": "", "question_id": str(i % 2),
+            "question": "Is it red ?", "gt_answer_details": "it is", "gt_answer": str(i % 2),
+            "filename": "f.png", "image": picture(i)}
 
 
 def hrbench8k(i):
@@ -72,47 +74,55 @@ def mathverse(i):
 
 
 def mathvista(i):
-    kinds = [("multi_choice", "text", ["red", "blue"], "blue", None), ("free_form", "integer", None, "3", None),
+    kinds = [("multi_choice", "text", ["red", "blue"], "blue", None),
+             ("free_form", "integer", None, "3", None),
              ("free_form", "float", None, "1.25", 2.0), ("free_form", "list", None, "[1, 2]", None)]
     question_type, answer_type, choices, answer, precision = kinds[i % 4]
-    return {"pid": str(i), "question": "how many red ?", "image": "images/1.jpg", "decoded_image": picture(i),
-            "choices": choices, "unit": None, "precision": precision, "answer": answer, "question_type": question_type,
-            "answer_type": answer_type, "metadata": {"task": "t", "skills": ["s"]},
+    return {"pid": str(i), "question": "how many red ?", "image": "images/1.jpg",
+            "decoded_image": picture(i), "choices": choices, "unit": None, "precision": precision,
+            "answer": answer, "question_type": question_type, "answer_type": answer_type,
+            "metadata": {"task": "t", "skills": ["s"]},
             "query": "Hint: Please answer the question.\nQuestion: how many red ?"}
 
 
 def logicvista(i):
-    return {"id": str(i), "question": "Which ? Select from A, B, C and D. (A) one (B) two (C) three (D) four",
+    return {"id": str(i),
+            "question": "Which ? Select from A, B, C and D. (A) one (B) two (C) three (D) four",
             "answer": "A, C" if i % 2 else "B", "reasoning": "r", "image": picture(i), "skill": "numerical",
-            "broad_capability": "b", "specific_capability": "s", "imagesource": "", "sourcelink": "", "liscenced": ""}
+            "broad_capability": "b", "specific_capability": "s", "imagesource": "", "sourcelink": "",
+            "liscenced": ""}
 
 
 def wemath(i):
     key = ["2steps_1", "2steps_2", "2steps_multi", "3steps_1", "3steps_2", "3steps_3", "3steps_multi"][i % 7]
-    return {"ID": f"{key[0]}-{i // 7}", "split": "testmini", "knowledge concept": "k", "question": "how many red ?",
-            "option": "A. 1; B. 2; C. 3; D. 4; E. No correct answer", "answer": "C", "key": key, "question number": i,
-            "knowledge concept description": "d", "image_path": picture(i)}
+    return {"ID": f"{key[0]}-{i // 7}", "split": "testmini", "knowledge concept": "k",
+            "question": "how many red ?", "option": "A. 1; B. 2; C. 3; D. 4; E. No correct answer",
+            "answer": "C", "key": key, "question number": i, "knowledge concept description": "d",
+            "image_path": picture(i)}
 
 
 def charxiv_rq(i):
     answers = {1: "Joint-CNN", 2: "red", 3: "94", 4: "2"}
     more = {f"descriptive_{c}{n}": "x" for c in "qa" for n in range(1, 5)}
-    return {"image": picture(i), "category": "cs", "year": "23", "original_figure_path": "p", "original_id": f"id{i}",
-            "figure_path": f"images/{i}.jpg", "num_subplots": 1, "subplot_row": 0, "subplot_col": 0, "subplot_loc": "",
-            **more, "reasoning_q": "how many red ?", "reasoning_q_source": 3, "reasoning_a": answers[i % 4 + 1],
-            "reasoning_a_type": i % 4 + 1}
+    return {"image": picture(i), "category": "cs", "year": "23", "original_figure_path": "p",
+            "original_id": f"id{i}", "figure_path": f"images/{i}.jpg", "num_subplots": 1, "subplot_row": 0,
+            "subplot_col": 0, "subplot_loc": "", **more, "reasoning_q": "how many red ?",
+            "reasoning_q_source": 3, "reasoning_a": answers[i % 4 + 1], "reasoning_a_type": i % 4 + 1}
 
 
 def dynamath(i):
     kinds = [("float", "3.142"), ("multiple choice", "B"), ("text", "odd")]
     return {"id": str(i // 10), "question": "how many red ? A: one B: two", "image": "p.png",
-            "decoded_image": picture(i), "ground_truth": kinds[i // 10 % 3][1], "answer_type": kinds[i // 10 % 3][0],
-            "subject": "algebra", "knowledge_level": "high school", "variant": str(i % 10 + 1)}
+            "decoded_image": picture(i), "ground_truth": kinds[i // 10 % 3][1],
+            "answer_type": kinds[i // 10 % 3][0], "subject": "algebra", "knowledge_level": "high school",
+            "variant": str(i % 10 + 1)}
 
 
-ROWS = {make.__name__: make for make in (simplevqa, mmstar, hallusionbench, hrbench8k, mme_realworld_lite, mathverse,
-                                         mathvista, logicvista, wemath, charxiv_rq, dynamath)}
-SIZES = dict.fromkeys(ROWS, 4) | {"hrbench8k": 8, "wemath": 7, "dynamath": 30, "mathverse": 10, "mme_realworld_lite": 5}
+ROWS = {make.__name__: make
+        for make in (simplevqa, mmstar, hallusionbench, hrbench8k, mme_realworld_lite, mathverse,
+                     mathvista, logicvista, wemath, charxiv_rq, dynamath)}
+SIZES = dict.fromkeys(ROWS, 4) | {"hrbench8k": 8, "wemath": 7, "dynamath": 30, "mathverse": 10,
+                                  "mme_realworld_lite": 5}
 
 
 def write_data(name: str, folder: Path, size: int = 0, change=lambda row: row) -> Path:
@@ -123,7 +133,8 @@ def write_data(name: str, folder: Path, size: int = 0, change=lambda row: row) -
     files = {f"{name}.parquet": rows}
     if name == "dynamath":
         files = {f"dynamath/sample_variant{v}-00000-of-00001.parquet":
-                 [{k: x for k, x in row.items() if k != "variant"} for row in rows if row["variant"] == str(v)]
+                 [{k: x for k, x in row.items() if k != "variant"} for row in rows
+                  if row["variant"] == str(v)]
                  for v in range(1, 11)}
     for file, part in files.items():
         data = datasets.Dataset.from_list(part)

@@ -75,7 +75,8 @@ def test_mmstar_micro_and_macro():
 
 def test_hallusionbench_by_question_figure_and_set():
     def rows(category, rights):
-        return [record(float(r), unit=category, category=category, subcategory="chart", set_id="0", figure_id=f,
+        return [record(float(r), unit=category, category=category, subcategory="chart",
+                       set_id="0", figure_id=f,
                        question_id=q) for f, q, r in rights]
     set_ = [("1", "0", 1), ("1", "1", 0), ("2", "0", 1), ("2", "1", 1)]
     found = numbers("hallusionbench", rows("VD", set_))
@@ -114,14 +115,17 @@ def test_mathverse_final_answers():
     p, q = (scored("mathverse", item, f"step 1 . step 2 . step 3 . \\boxed{{{x}}}") for x in ("4", "3"))
     assert (p.right, q.right) == (0.0, 1.0)
     assert scored("mathverse", item, "\\boxed{\\sqrt{9.1}}").right is None         # a judge may find it equal
-    assert numbers("mathverse", [record(p.right, version="Vision Only"), record(q.right, version="Text Lite")]) == {
+    assert numbers("mathverse", [record(p.right, version="Vision Only"),
+                                 record(q.right, version="Text Lite")]) == {
         "accuracy": 50.0, "Vision Only": 0.0, "Text Lite": 100.0}
     for gold, kind in [("(B)", "letter"), ("False", "free"), ("C\nD", "free")]:
         assert item_of("mathverse", 0, answer=gold).kind == kind
     assert scored("mathverse", item_of("mathverse", 0), "so \\boxed{C}") == Score("C", 0.0)
     assert scored("mathverse", item_of("mathverse", 0), "so \\boxed{50°}").right == 1.0
-    assert scored("mathverse", item_of("mathverse", 0), "so \\boxed{B}", "vlmevalkit").right is None    # always a judge
-    assert item_of("mathverse", 4).prompt.startswith("Please first")   # Vision Only: the text is the instruction alone
+    # always a judge
+    assert scored("mathverse", item_of("mathverse", 0), "so \\boxed{B}", "vlmevalkit").right is None
+    # Vision Only: the text is the instruction alone
+    assert item_of("mathverse", 4).prompt.startswith("Please first")
 
 
 def test_mathvista_kinds():
@@ -161,7 +165,8 @@ def test_wemath_four_dimensions():
     found = numbers("wemath", records)
     assert found["strict"] == 37.5 and found["loose"] == 62.5 and round(found["rows"], 1) == 66.7
     assert found["rote memorisation rate (strict)"] == 50.0 and found["rote memorisation rate (loose)"] == 0.0
-    assert [found[k] for k in ("complete mastery (strict)", "complete mastery (loose)", "inadequate generalisation",
+    assert [found[k]
+            for k in ("complete mastery (strict)", "complete mastery (loose)", "inadequate generalisation",
                                "insufficient knowledge")] == [25.0, 50.0, 25.0, 25.0]
     assert found["S1"] == 75.0 and found["S2"] == 50.0 and found["S3"] is None
 
@@ -176,7 +181,8 @@ def test_charxiv_judge_and_rule():
     assert scored("charxiv_rq", counted, "two points").right == 1.0
     assert scored("charxiv_rq", in_chart, "").right == 0.0
     kinds = [("number in chart", "chart", 1), ("text in chart", "chart", 0), ("text in chart", "chart", 0)]
-    found = numbers("charxiv_rq", [record(float(r), where=w, type=t, source="3", subject="cs") for t, w, r in kinds])
+    found = numbers("charxiv_rq",
+                    [record(float(r), where=w, type=t, source="3", subject="cs") for t, w, r in kinds])
     assert found["chart"] == 50.0 and round(found["all"], 1) == 33.3
     # Official: a judge that failed counts as 0, and never as the -1 that one harness averages in (25).
     kinds = dict(where="chart", type="text in chart", source="3", subject="cs")
@@ -196,19 +202,24 @@ def test_dynamath_average_and_worst_case():
 
 def test_dynamath_rules():
     number, choice, text = (item_of("dynamath", i) for i in (0, 10, 20))
-    for item, reply, right in [(number, "\\boxed{3.1425}", 1), (number, "\\boxed{3.144}", 0), (choice, "B", 1),
-                               (number, "\\boxed{\\pi}", 1), (choice, "\\boxed{B}", 1), (choice, "\\boxed{A}", 0),
+    for item, reply, right in [(number, "\\boxed{3.1425}", 1), (number, "\\boxed{3.144}", 0),
+                               (choice, "B", 1),
+                               (number, "\\boxed{\\pi}", 1), (choice, "\\boxed{B}", 1),
+                               (choice, "\\boxed{A}", 0),
                                (text, "\\boxed{Odd}", 1), (text, "\\boxed{even}", None), (number, "", 0)]:
         assert scored("dynamath", item, reply).right == right, reply
-    for item, answer, right in [(number, "3.1425 units", 1), (number, "1.0π", 1), (text, "", 1), (text, "d", 1),
+    for item, answer, right in [(number, "3.1425 units", 1), (number, "1.0π", 1),
+                                (text, "", 1), (text, "d", 1),
                                 (text, "even", 0), (choice, "(b)", 1), (choice, "A or B", None)]:
         reply = "Sure. " + json.dumps({"solution": "s", "short answer": answer}, ensure_ascii=False)
         assert scored("dynamath", item, reply, "vlmevalkit").right == right, answer
     # Without JSON it reads the response itself, else its judge rewrites it.
-    for item, reply, right in [(number, "3.142", 1), (number, "It is 3.142", None), (choice, "So I took b", 1),
+    for item, reply, right in [(number, "3.142", 1), (number, "It is 3.142", None),
+                               (choice, "So I took b", 1),
                                (text, "od", 1)]:
         assert scored("dynamath", item, reply, "vlmevalkit").right == right, reply
-    for label, gold, kind in [("single answer", "7", "number"), ("int", "7", "number"), ("text", "odd", "text"),
+    for label, gold, kind in [("single answer", "7", "number"), ("int", "7", "number"),
+                              ("text", "odd", "text"),
                               ("Multiple Choice", "B", "letter")]:
         assert item_of("dynamath", 0, answer_type=label, ground_truth=gold).kind == kind
 
@@ -222,7 +233,8 @@ def test_harness_letters_differ():
     assert scored("wemath", item_of("wemath", 0), "<Answer>: C", "vlmevalkit").right == 1.0
     assert scored("wemath", item_of("wemath", 0), "so \\boxed{C}", "vlmevalkit").right == 0.0
     assert scored("wemath", item_of("wemath", 0), "so \\boxed{C}").right == 1.0
-    assert scored("hallusionbench", item_of("hallusionbench", 1), "Yes, there is no doubt", "vlmevalkit").right == 0.0
+    assert scored("hallusionbench", item_of("hallusionbench", 1), "Yes, there is no doubt",
+                  "vlmevalkit").right == 0.0
     assert scored("hallusionbench", item_of("hallusionbench", 1), "Yes, there is no doubt").right == 1.0
 
 
@@ -231,7 +243,8 @@ def test_harness_letters_differ():
 def test_interval_is_seeded_and_holds_the_score():
     random = np.random.default_rng(0)
     for share in (0.1, 0.5, 0.9):
-        records = [record(float(random.random() < share), category="c", l2_category=str(i % 3)) for i in range(200)]
+        records = [record(float(random.random() < share), category="c", l2_category=str(i % 3))
+                   for i in range(200)]
         for parts in BENCHMARKS["mmstar"].numbers(records).values():
             low, high = interval(parts)
             assert low < value(parts) < high
@@ -246,9 +259,11 @@ def test_interval_resamples_groups():
     """Ten rows that are always right or wrong together say as much as one: sqrt(10) times wider."""
     random = np.random.default_rng(0)
     rights = [float(r) for r in random.random(60) < 0.5]
-    together = [record(r, unit=str(i), subject="s", level="l") for i, r in enumerate(rights) for _ in range(10)]
+    together = [record(r, unit=str(i), subject="s", level="l") for i, r in enumerate(rights)
+                for _ in range(10)]
     apart = [r | {"unit": str(i)} for i, r in enumerate(together)]
-    wide, narrow = (np.diff(interval(BENCHMARKS["dynamath"].numbers(rs)["average"]))[0] for rs in (together, apart))
+    wide, narrow = (np.diff(interval(BENCHMARKS["dynamath"].numbers(rs)["average"]))[0]
+                    for rs in (together, apart))
     assert 2.5 < wide / narrow < 4
 
 
@@ -262,7 +277,8 @@ def test_undecided_items_make_a_bracket():
 def test_averages_are_the_papers():
     """The paper's own columns give the paper's own averages; without a benchmark none is formed."""
     for i, _ in enumerate(PAPER_MODELS):
-        columns = {b.name: {c: {"low": v[i], "high": v[i]} for c, v in b.paper.items()} for b in BENCHMARKS.values()}
+        columns = {b.name: {c: {"low": v[i], "high": v[i]} for c, v in b.paper.items()}
+                   for b in BENCHMARKS.values()}
         found = averages(columns)
         for area, paper in PAPER_AVERAGES.items():
             assert abs(found[area]["low"] - paper[i]) < 0.011
@@ -276,11 +292,13 @@ def test_averages_are_the_papers():
 def test_options_in_texts():
     for text in ("Choices:\nA:40°\nB:50°", "(A) 40° (B) 50°", "A. 40°；B．50°", "A) 40°, B) 50°"):
         assert lettered(text) == {"A": "40°", "B": "50°"}, text
-    assert list(item_of("mmstar", 0, question="A. x B. y ?", answer="C").options) == list("ABCD")     # C is not read
+    # C is not read
+    assert list(item_of("mmstar", 0, question="A. x B. y ?", answer="C").options) == list("ABCD")
     odd = item_of("wemath", 0, option="1) one 2) two")
     assert "1) one 2) two" in odd.prompt and scored("wemath", odd, "\\boxed{C}").right == 1.0
     assert lettered("Select from A, B and C. In figure A the car is red.") == {}
-    assert list(lettered("A. a; B. b; C. c; D. d; E. e; F. f; G. g; H. No correct answer")) == list("ABCDEFGH")
+    assert list(lettered(
+        "A. a; B. b; C. c; D. d; E. e; F. f; G. g; H. No correct answer")) == list("ABCDEFGH")
 
 
 def test_pictures_in_all_forms(tmp_path):
@@ -301,13 +319,16 @@ def test_pictures_in_all_forms(tmp_path):
     ("mmstar", {"answer": "b"}, "B"), ("mmstar", {"answer": "(B)"}, "B"), ("mmstar", {"answer": "E"}, None),
     ("hrbench8k", {"answer": "a."}, "A"), ("hrbench8k", {"answer": "one"}, None),
     ("mme_realworld_lite", {"answer": "(E)"}, "E"), ("mme_realworld_lite", {"answer": "F"}, None),
-    ("mathverse", {"answer": "(b)"}, "B"), ("mathverse", {"answer": "F"}, "F"), ("mathverse", {"answer": "J"}, None),
+    ("mathverse", {"answer": "(b)"}, "B"), ("mathverse", {"answer": "F"}, "F"),
+    ("mathverse", {"answer": "J"}, None),
     ("mathvista", {"answer": "blue."}, "B"), ("mathvista", {"answer": "green"}, None),
     ("logicvista", {"answer": "c, (A)"}, "A, C"), ("logicvista", {"answer": "A, K"}, None),
-    ("logicvista", {"answer": "3"}, "3"), ("wemath", {"answer": "(c)"}, "C"), ("wemath", {"answer": "G"}, "G")])
+    ("logicvista", {"answer": "3"}, "3"), ("wemath", {"answer": "(c)"}, "C"),
+    ("wemath", {"answer": "G"}, "G")])
 def test_a_gold_answer_is_one_of_the_options(name, changes, gold):
     """Else it could never match, and every response would be wrong."""
-    rows = [ROWS[name](i) | changes for i in range(SIZES[name])] if name in ("wemath",) else [ROWS[name](0) | changes]
+    rows = [ROWS[name](i) | changes
+            for i in range(SIZES[name])] if name in ("wemath",) else [ROWS[name](0) | changes]
     if gold:
         assert items_of(name, rows)[0].gold == gold
     else:
@@ -335,7 +356,8 @@ def test_files_that_cannot_be_meant(tmp_path):
 
 def test_variants_of_jsonl_files(tmp_path):
     for v in range(1, 11):
-        row = {k: x for k, x in dynamath(v - 1).items() if k != "variant"} | {"decoded_image": base64_picture(0)}
+        row = {k: x for k, x in dynamath(v - 1).items()
+               if k != "variant"} | {"decoded_image": base64_picture(0)}
         (tmp_path / f"dynamath_variant{v}.jsonl").write_text(json.dumps(row) + "\n")
     rows = load_rows(BENCHMARKS["dynamath"], tmp_path)
     assert len(load_items(BENCHMARKS["dynamath"], rows, limit=1)) == 10
@@ -367,7 +389,8 @@ def test_every_column_that_is_needed_is_named_when_missing(name, tmp_path):
         assert benchmark.title in message and "\n" not in message
     file.unlink()
     column = benchmark.columns[-1]
-    write_data(name, tmp_path, change=lambda row: {"renamed" if k == column else k: v for k, v in row.items()})
+    write_data(name, tmp_path,
+               change=lambda row: {"renamed" if k == column else k: v for k, v in row.items()})
     with pytest.raises(DataError, match=f"has no column '{column}'; it has .*renamed"):
         load_rows(benchmark, tmp_path)
 
@@ -376,7 +399,8 @@ def test_one_odd_reference_answer_among_many_is_named_and_kept(capsys):
     rows = [ROWS["mmstar"](i) | {"answer": "Q" if i == 7 else ROWS["mmstar"](i)["answer"]} for i in range(60)]
     assert len(items_of("mmstar", rows)) == 60
     line, = capsys.readouterr().err.splitlines()
-    assert line.startswith("MMStar, row 7: the reference answer 'Q'") and line.endswith("can only be scored wrong")
+    assert line.startswith("MMStar, row 7: the reference answer 'Q'") and line.endswith(
+        "can only be scored wrong")
 
 
 def test_incomplete_groups_are_refused(tmp_path):

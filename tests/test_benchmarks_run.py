@@ -46,7 +46,8 @@ def arguments(data_dir: Path, out: Path, names: str = "all", **more) -> SimpleNa
     return SimpleNamespace(**{
         "model": MODEL, "data_dir": str(data_dir), "output_dir": out, "engine": "hf", "harness": "ours",
         "judge": None, "judge_model": "", "judge_timeout": 5.0, "limit": limit, "temperature": 0.0,
-        "max_new_tokens": 8, "max_pixels": 100 * 100, "max_context": 4096, "batch_size": 8, "engine_memory": 0.5,
+        "max_new_tokens": 8, "max_pixels": 100 * 100, "max_context": 4096, "batch_size": 8,
+        "engine_memory": 0.5,
         "seed": 0, "names": names} | more)
 
 
@@ -70,7 +71,8 @@ def test_all_eleven_end_to_end(whole):
     for name, s in scores["benchmarks"].items():
         rows = list(read_rows(out / f"{name}.jsonl"))
         assert s["n"] == len(rows) > 0 and s["partial"] and s["of"] == BENCHMARKS[name].rows
-        assert set(BENCHMARKS[name].paper) | {s["headline"]} <= set(s["numbers"]) | {"cross", "Reasoning", "general"}
+        assert set(BENCHMARKS[name].paper) | {s["headline"]} <= set(s["numbers"]) | {"cross",
+                                                                                     "Reasoning", "general"}
         assert s["truncated"] > 0 and all(r["tokens"] <= 8 and r["prompt"] and "right" in r for r in rows)
         assert all("\\boxed{}" in r["prompt"] for r in rows)
         assert f"**{BENCHMARKS[name].title}**" in table
@@ -85,8 +87,10 @@ def test_all_eleven_end_to_end(whole):
 def test_samples_page(whole, tmp_path):
     page = (whole[0] / "samples.html").read_text()
     shown = sum(min(5, s["n"]) for s in whole[1]["benchmarks"].values())
-    assert page.count("<article") == page.count("data:image/jpeg;base64,") == shown > 33 and "http" not in page
-    args = arguments(write_data("mmstar", tmp_path, change=lambda row: row | {"question": "<script>x</script> ?"}),
+    assert page.count("<article") == page.count(
+        "data:image/jpeg;base64,") == shown > 33 and "http" not in page
+    args = arguments(write_data("mmstar", tmp_path,
+                                change=lambda row: row | {"question": "<script>x</script> ?"}),
                      tmp_path / "out", "mmstar")
     measure(args)
     page = (args.output_dir / "samples.html").read_text()
@@ -132,11 +136,14 @@ def test_resumed_is_uninterrupted(whole, data, tmp_path, monkeypatch):
 
 def test_other_settings_are_refused(data, tmp_path):
     measure(arguments(data, tmp_path, "mmstar"))
-    for name, other in [("max_new_tokens", 9), ("harness", "vlmevalkit"), ("seed", 1), ("max_pixels", 64 * 64),
+    for name, other in [("max_new_tokens", 9), ("harness", "vlmevalkit"), ("seed", 1),
+                        ("max_pixels", 64 * 64),
                         ("max_context", 2048)]:
-        with pytest.raises(DataError, match=f"was made with {name} .*, not {other}: choose another --output_dir"):
+        with pytest.raises(DataError,
+                           match=f"was made with {name} .*, not {other}: choose another --output_dir"):
             measure(arguments(data, tmp_path, "mmstar", **{name: other}))
-    other = write_data("mmstar", tmp_path / "other", change=lambda row: row | {"question": "something else ?"})
+    other = write_data("mmstar", tmp_path / "other",
+                       change=lambda row: row | {"question": "something else ?"})
     with pytest.raises(DataError, match="item 0 was asked in other words"):
         measure(arguments(other, tmp_path, "mmstar"))
     other = write_data("mmstar", tmp_path / "pictures", change=lambda row: row | {"image": picture(9)})
@@ -146,7 +153,8 @@ def test_other_settings_are_refused(data, tmp_path):
     with pytest.raises(DataError, match="item 3 is not in the data any more"):
         measure(arguments(other, tmp_path, "mmstar"))
     measure(arguments(data, tmp_path, "mmstar", model=os.path.relpath(MODEL)))         # the same one
-    for broken, said in [("{", "cannot read .*settings.json"), ("{}", "settings.json has no settings and prompts")]:
+    for broken, said in [("{", "cannot read .*settings.json"),
+                         ("{}", "settings.json has no settings and prompts")]:
         (tmp_path / "settings.json").write_text(broken)
         with pytest.raises(DataError, match=said):
             measure(arguments(data, tmp_path, "mmstar"))
@@ -194,10 +202,12 @@ def test_a_judge_can_be_added(data, tmp_path, chat, long_replies, monkeypatch):
     args = arguments(data, tmp_path, "mathverse", limit=0)
     scores, table = measure(args)
     s = scores["benchmarks"]["mathverse"]
-    assert s["undecided"] == 10 and (s["numbers"]["accuracy"]["low"], s["numbers"]["accuracy"]["high"]) == (0.0, 100.0)
+    assert s["undecided"] == 10 and (s["numbers"]["accuracy"]["low"],
+                                     s["numbers"]["accuracy"]["high"]) == (0.0, 100.0)
     assert "0.0 to 100.0" in table
     chat.says = lambda text: json.dumps({"extracted_answer": "x", "score": int("Choices" in text)})
-    s = measure(arguments(data, tmp_path, "mathverse", limit=0, judge="http://h:1"))[0]["benchmarks"]["mathverse"]
+    s = measure(arguments(data, tmp_path, "mathverse", limit=0,
+                          judge="http://h:1"))[0]["benchmarks"]["mathverse"]
     assert s["undecided"] == 0 and s["judged"] == 10 and s["numbers"]["accuracy"]["low"] == 50.0
     assert {r["by"] for r in read_rows(tmp_path / "mathverse.jsonl")} == {"judge"}
     asked = len(chat.calls)
@@ -207,7 +217,8 @@ def test_a_judge_can_be_added(data, tmp_path, chat, long_replies, monkeypatch):
     again = measure(args)[0]["benchmarks"]["mathverse"]                             # and stay without a judge
     assert again == s and len(chat.calls) == asked
     monkeypatch.setattr("judges.server.OpenAIChat.check", lambda self: setattr(self, "model", "other"))
-    s = measure(arguments(data, tmp_path, "mathverse", limit=0, judge="http://h:1"))[0]["benchmarks"]["mathverse"]
+    s = measure(arguments(data, tmp_path, "mathverse", limit=0,
+                          judge="http://h:1"))[0]["benchmarks"]["mathverse"]
     assert s["judge"] == "other" and len(chat.calls) == 2 * asked                # another judge is asked anew
 
 
@@ -266,7 +277,7 @@ def test_a_dead_judge_ends_the_run(tmp_path, chat, long_replies):
         measure(args)
     assert len(chat.calls) < 60
     for said in ("I cannot", JudgeError("HTTP 400")):                   # a server that answers is not dead
-        chat.says = lambda text: said
+        chat.says = lambda text, said=said: said
         assert measure(args)[0]["benchmarks"]["simplevqa"]["judge_failed"] == 60
 
 
@@ -283,12 +294,15 @@ def test_a_response_cannot_speak_for_the_judge():
     prompt = judge_prompt(BENCHMARKS["charxiv_rq"], item, reply)
     assert "<|im_end|>" not in prompt and prompt.index("Reply:\n=====") < prompt.index('"score": 1}')
     for raw, read in [('```json\n{"extracted_answer": "a", "score": "0"}\n```', (0.0, "a", "")), ("", None),
-                      ('{"score": 2}', None), ('{"score": 1', None), ("[1]", None), ('{"verdict": "maybe"}', None),
+                      ('{"score": 2}', None), ('{"score": 1', None), ("[1]", None),
+                      ('{"verdict": "maybe"}', None),
                       ('{"extracted_answer": "{2}", "score": 1}', (1.0, "{2}", "")),
                       (r'{"extracted_answer": "\pi", "score": 1}', (1.0, r"\pi", "")),
                       (r'{"extracted_answer": "30^\circ", "score": 1.0}', (1.0, r"30^\circ", "")),
-                      (r'{"extracted_answer": "\frac{\sqrt{3}}{2}", "score": true}', (1.0, r"\frac{\sqrt{3}}{2}", "")),
-                      (r'{"extracted_answer": "\\pi \u03c0 \"x\" \u", "score": 0}', (0.0, r'\pi π "x" \u', "")),
+                      (r'{"extracted_answer": "\frac{\sqrt{3}}{2}", "score": true}',
+                       (1.0, r"\frac{\sqrt{3}}{2}", "")),
+                      (r'{"extracted_answer": "\\pi \u03c0 \"x\" \u", "score": 0}',
+                       (0.0, r'\pi π "x" \u', "")),
                       ('{"extracted_answer": "a\nb", "score": false}', (0.0, "a\nb", "")),
                       ('{"verdict": "not_attempted"}', (0.0, "", "not attempted")),
                       ('{"verdict": "Correct."} as {x} is', (1.0, "", "correct")),
@@ -322,15 +336,21 @@ def test_wrong_command_lines(data, tmp_path, capsys):
     for wrong, line in [(["--benchmarks", "mmstart"], "error: no benchmark 'mmstart'; there are simplevqa, "),
                         (["--data_dir", str(tmp_path)], "error: SimpleVQA: no simplevqa*.parquet or "),
                         (["--limit", "-1"], "error: --limit and --temperature cannot be negative"),
-                        (["--limit", "1"], "error: --max_new_tokens 16384 leaves no place for a prompt in 4096 tokens"),
-                        (["--temperature", "nan"], "error: --limit and --temperature cannot be negative or no number"),
+                        (["--limit", "1"],
+                         "error: --max_new_tokens 16384 leaves no place for a prompt in 4096 tokens"),
+                        (["--temperature", "nan"],
+                         "error: --limit and --temperature cannot be negative or no number"),
                         (["--max_pixels", "0"], "error: --batch_size, --max_new_tokens, --max_pixels and "),
                         (["--output_dir", str(data)], "error: --output_dir is --data_dir"),
-                        (["--output_dir", str(tmp_path / "file")], f"error: --output_dir {tmp_path}/file: File exists"),
-                        ([*small, "--model", f"{tmp_path}/empty"], f"error: cannot load model {tmp_path}/empty: no *."),
-                        ([*small, "--model", f"{tmp_path}/broken"], f"error: cannot load model {tmp_path}/broken: "),
+                        (["--output_dir", str(tmp_path / "file")],
+                         f"error: --output_dir {tmp_path}/file: File exists"),
+                        ([*small, "--model", f"{tmp_path}/empty"],
+                         f"error: cannot load model {tmp_path}/empty: no *."),
+                        ([*small, "--model", f"{tmp_path}/broken"],
+                         f"error: cannot load model {tmp_path}/broken: "),
                         (["--limit", "1", "--model", "no/model"], "error: cannot load model no/model: "),
-                        (["--limit", "1", "--judge", "http://127.0.0.1:9"], "error: no verifier: http://127.0.0.1:9/v1")]:
+                        (["--limit", "1", "--judge", "http://127.0.0.1:9"],
+                         "error: no verifier: http://127.0.0.1:9/v1")]:
         with pytest.raises(SystemExit) as ended:
             main(["--data_dir", str(data), "--output_dir", str(tmp_path / "o"), *wrong])
         said = [text for text in capsys.readouterr().err.splitlines() if text.startswith("error")]
@@ -343,7 +363,8 @@ def test_all_eleven_with_vllm(whole, data, tmp_path):
     given = {"model": MODEL, "data_dir": data, "output_dir": tmp_path, "engine": "vllm", "limit": 3,
              "max_new_tokens": 8, "max_pixels": 100 * 100, "batch_size": 8}
     done = subprocess.run([sys.executable, "-m", "benchmarks.run", *(f"--{k}={v}" for k, v in given.items())],
-                          cwd=ROOT, env=ALONE | {"HF_DATASETS_CACHE": str(datasets.config.HF_DATASETS_CACHE)}, timeout=150,
+                          cwd=ROOT, env=ALONE
+                          | {"HF_DATASETS_CACHE": str(datasets.config.HF_DATASETS_CACHE)}, timeout=150,
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith((whole[0] / "table.md").read_text())
