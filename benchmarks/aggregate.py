@@ -14,8 +14,8 @@ from benchmarks.items import Benchmark
 Part = list[tuple[str, float, float]]           # (unit, numerator, denominator) of each row
 
 
-def mean(records: list[dict], right: Callable = lambda r: r["right"]) -> Part:
-    return [(r["unit"], right(r), 1.0) for r in records]
+def mean(records: list[dict]) -> Part:
+    return [(r["unit"], r["right"], 1.0) for r in records]
 
 
 def group_by(records: list[dict], *keys: str) -> dict[str, list[dict]]:
@@ -41,7 +41,7 @@ def mean_by(records: list[dict], key: str, prefix: str = "") -> dict[str, list[P
 
 def accuracy_by(**keys: str) -> Callable[[list[dict]], dict[str, list[Part]]]:
     """Of a benchmark with nothing special: accuracy, and accuracy for each value of `keys` (key=prefix)."""
-    def numbers(records):
+    def numbers(records: list[dict]) -> dict[str, list[Part]]:
         parts = {"accuracy": [mean(records)]}
         for key, prefix in keys.items():
             parts |= mean_by(records, key, prefix)
@@ -76,7 +76,7 @@ def interval(parts: list[Part], seed: int = 0, resamples: int = 1000) -> tuple[f
     return float(low), float(high)
 
 
-def summary(benchmark: Benchmark, records: list[dict], seed: int = 0, resamples: int = 1000) -> dict:
+def summary(benchmark: Benchmark, records: list[dict], resamples: int = 1000) -> dict:
     """-> {name: {low, high, interval}}: with all undecided items wrong, and with all of them right."""
     def numbers_with(fill: float) -> dict:
         return benchmark.numbers([r if r["right"] is not None else r | {"right": fill} for r in records])
@@ -85,7 +85,7 @@ def summary(benchmark: Benchmark, records: list[dict], seed: int = 0, resamples:
     for name in low:
         ways = [low[name]] if high[name] == low[name] else [low[name], high[name]]
         ends = [end for parts in ways if (end := value(parts)) is not None]
-        spans = [span for parts in ways if resamples and (span := interval(parts, seed, resamples))]
+        spans = [span for parts in ways if resamples and (span := interval(parts, resamples=resamples))]
         numbers[name] = {"low": min(ends, default=None), "high": max(ends, default=None),
                          "interval": [min(s[0] for s in spans), max(s[1] for s in spans)] if spans else None}
     return numbers

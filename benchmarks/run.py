@@ -30,7 +30,7 @@ from benchmarks.table import BENCHMARKS, averages, benchmarks_named, paper_table
 from benchmarks.wording import HARNESSES, prompt_of, prompt_templates
 from data import DataError, Query
 from judges.answers import final_span
-from sampler import Request, SampleStatus, seed_of
+from sampler import Engine, Request, SampleStatus, seed_of
 from tools.files import append_rows, read_json, read_rows, write_rows, write_whole
 from tools.programs import one_line_errors
 from training.parts import loading, model_path, open_engine
@@ -47,27 +47,24 @@ class LazyEngine:
     def __init__(self, args):
         self.args, self.engine = args, None
 
-    def load(self):
-        if not self.engine:
-            args, context = self.args, self.max_context()
-            self.engine = open_engine(args.model, args.engine, args.max_new_tokens, args.temperature,
-                                      args.max_pixels, context, args.batch_size, args.engine_memory)
-        return self.engine
-
-    def max_context(self) -> int:
-        """--max_context, at most the model's own.  Refuses what must fail, before any weights are read."""
+    def load(self) -> Engine:
+        """What must fail is refused before any weights are read."""
         from transformers import AutoConfig
 
         args = self.args
+        if self.engine:
+            return self.engine
         if Path(args.model).is_dir() and not any(Path(args.model).glob("*.safetensors")):
             raise DataError(f"cannot load model {args.model}: no *.safetensors in it")
         with loading(f"model {args.model}"):
-            own = AutoConfig.from_pretrained(args.model).text_config.max_position_embeddings
-        context = min(own, args.max_context)
+            longest = AutoConfig.from_pretrained(args.model).text_config.max_position_embeddings
+        context = min(longest, args.max_context)
         if args.max_new_tokens >= context:
             raise DataError(f"--max_new_tokens {args.max_new_tokens} leaves no place for a prompt in "
                             f"{context} tokens")
-        return context
+        self.engine = open_engine(args.model, args.engine, args.max_new_tokens, args.temperature,
+                                  args.max_pixels, context, args.batch_size, args.engine_memory)
+        return self.engine
 
 
 # ------------------------------------------------------------------------------------------------- settings

@@ -49,8 +49,7 @@ def scores_of(benchmark: Benchmark, records: list[dict]) -> dict:
             "judge_failed": sum(r["by"] == "judge failed" for r in records),
             "mean_tokens": sum(r["tokens"] for r in records) / len(records),
             "numbers": summary(benchmark, records),
-            # the same responses by the harness's rules alone; low and high differ by what it would ask a
-            # judge
+            # by the harness's rules alone; low and high differ by what it would ask a judge
             "by_harness_rules": {name: [n["low"], n["high"]] for name, n
                                  in summary(benchmark, by_harness, resamples=0).items()}}
 
@@ -92,8 +91,7 @@ def paper_table(scores: dict[str, dict], harness: str) -> str:
         notes.append(f"Not formed without {missing}.")
     if partial := titles(lambda name: name in scores and scores[name]["partial"]):
         notes.append(f"Only a part of the benchmark, not to be compared with the paper: {partial}.")
-    notes += [f"{BENCHMARKS[name].title}: {s['judge_failed']} judgements failed."
-              for name, s in scores.items() if s["judge_failed"]]
-    notes += [f"{BENCHMARKS[name].title}: {s['too_long']} prompts were too long for the context and count as "
-              "wrong." for name, s in scores.items() if s["too_long"]]
+    for key, trouble in (("judge_failed", "judgements failed."),
+                         ("too_long", "prompts were too long for the context and count as wrong.")):
+        notes += [f"{BENCHMARKS[name].title}: {s[key]} {trouble}" for name, s in scores.items() if s[key]]
     return "\n".join([markdown_table(rows), "", *notes, ""])
