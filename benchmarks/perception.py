@@ -39,7 +39,7 @@ def same_score(item: Item, response: str, harness: str) -> Score:
     if not response.strip():
         return Score("", 0.0)
     answer = answers.final_span(response)
-    right = harness == "ours" and answer and answers.same(answer, item.gold)
+    right = harness == "ours" and answer and answers.same_answer(answer, item.gold)
     return Score(answer, 1.0 if right else None)
 
 

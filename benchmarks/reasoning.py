@@ -53,7 +53,7 @@ def mathvista_item(row: dict) -> Item:
     gold, kind = row["answer"], row["answer_type"]
     if options:
         right = [letter for letter, choice in options.items() if choice.strip() == gold]
-        right = right or [letter for letter, choice in options.items() if answers.same(choice, gold)]
+        right = right or [letter for letter, choice in options.items() if answers.same_answer(choice, gold)]
         kind, gold = "letter", right[0] if right else option_letter(gold)
     precision = "" if row["precision"] in ("", "nan") else str(int(float(row["precision"])))
     return Item(row["pid"], lines(row["question"], listed(options)), gold,
@@ -75,7 +75,7 @@ def mathvista_score(item: Item, response: str, harness: str) -> Score:
         right = number is not None and (number == gold if item.kind == "integer" else
                                         round(number, digits) == round(gold, digits))
     else:
-        extracted, right = span, answers.same(span, item.gold)
+        extracted, right = span, answers.same_answer(span, item.gold)
     return Score(extracted, float(right)) if extracted else for_judge(response)
 
 
@@ -118,7 +118,7 @@ def logicvista_score(item: Item, response: str, harness: str) -> Score:
         return for_judge(response)
     if item.kind != "letter":
         answer = answers.final_span(response)
-        return Score(answer, float(answers.same(answer, item.gold)))
+        return Score(answer, float(answers.same_answer(answer, item.gold)))
     return exact(item, ", ".join(sorted(answers.letters(response, item.options))))
 
 

@@ -43,8 +43,8 @@ class Config:
     eval_data: str = setting("", "held-out queries, as --data; empty: the built-in world's, or none")
     verifier: str = setting(
         "", "who judges: URLs of OpenAI-compatible servers (commas between), a model to run in process, "
-        "'rule' (the final answer alone), or a file of yours, NAME.py (judges/custom.py); empty: the built-in "
-        "world's exact verifier")
+        "'rule' (the final answer alone), or a file of yours, NAME.py (judges/custom.py); empty: the "
+        "built-in world's exact verifier")
     judge_prompt: str = setting("", "file of what the judge reads; empty: prompts/judge_*.txt")
     retry_prompt: str = setting("", "file with what stage 2 says; empty: prompts/retry.txt")
     judge_model: str = setting("", "name of the model at the URL; empty: the one that is served")
