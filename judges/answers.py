@@ -89,18 +89,15 @@ def after_thinking(text: str) -> str:
 
 def final_span(text: str) -> str:
     """What the text gives as its final answer, "" if nothing.  The first step that finds something decides;
-    in each step the last match wins.  A tag or box that is opened and never closed means a truncated
-    response: "".
+    in each step the last match wins.  A tag or box that is never closed means a truncated response: "".
 
     <answer>...</answer>; \\boxed{...}; "answer": in JSON; a line "Answer: ..."; "the answer is ..." up to the
     end of the sentence; the whole text, if it has at most five words.
 
     >>> final_span("<think>4?</think>First \\\\boxed{3}, rather \\\\boxed{\\\\text{about }\\\\frac{1}{2}}.")
     'about \\\\frac{1}{2}'
-    >>> final_span("AB is 3.5 cm long. So the answer is 3.5 cm. That is all.")
-    '3.5 cm'
-    >>> final_span("<think>The answer is 4.")
-    ''
+    >>> final_span("So the answer is 3.5 cm. That is all."), final_span("<think>The answer is 4.")
+    ('3.5 cm', '')
     """
     text = after_thinking(text)
     tags = list(ANSWER_TAG.finditer(text))
@@ -136,8 +133,7 @@ def final_span(text: str) -> str:
 LONE_LETTER = re.compile(r"(?<![\w\-\\∠])(?<!\b[Nn]ot )(?<!\b[Nn]or )(?<!\b[Nn]either )"
                          r"(A(?! (?!(?:is|and|or|because|since|as|would|seems|has|but|with)\b)[a-z])|[B-Z])"
                          r"(?![\w\-]|'\w|\.\w)", re.A)
-# X at the beginning: "X", "(x)", "**X**", "X. ...", "x) ...", "option x", "X because ...";
-# but not "X, Y" and "e.g."
+# X at the beginning: "X", "(x)", "**X**", "X. ...", "option x", "X because ...", but not "X, Y" and "e.g."
 LEADING_LETTER = re.compile(r"(?:option|choice)?[\s*_:$\"'(\[]*([A-Za-z])"
                             r"(?:[\s*_$\"'.,:;!?)\]]*$|[*_)\]]+|\.(?![A-Za-z])|:"
                             r"|,(?! ?[A-Za-z]\b)|\s+(?:because|since|as)\b|\s+\()", re.I)
@@ -165,10 +161,8 @@ def option_by_text(text: str, options: dict[str, str]) -> str | None:
 def letter(text: str, options: dict[str, str] | str = "ABCD") -> str | None:
     """The option a text chooses; options are their letters, or a dictionary letter -> text.
 
-    >>> letter("the answer is circular"), letter("Based on the map, D")
-    (None, 'D')
-    >>> letter("B. Because of the angle it is so.")
-    'B'
+    >>> letter("the answer is circular"), letter("Based on the map, D"), letter("B. Because the angle is so.")
+    (None, 'D', 'B')
     >>> letter("The answer is a dark red car.", {"A": "red", "B": "dark red", "C": "blue"})
     'B'
     """
@@ -383,10 +377,8 @@ def same_answer(given: str, gold: str) -> bool:
 
     A unit may be left out, but two that are given must be the same.
 
-    >>> same_answer("$\\\\frac12$", "0.5"), same_answer("(1, 0.5)", "(1, 1/2)")
-    (True, True)
-    >>> same_answer("40 degrees", "40"), same_answer("5 cm", "5 m")
-    (True, False)
+    >>> same_answer("$\\\\frac12$", "0.5"), same_answer("(1, 0.5)", "(1, 1/2)"), same_answer("5 cm", "5 m")
+    (True, True, False)
     """
     a, b = normalise(given), normalise(gold)
     if not a or not b or a == b:

@@ -165,10 +165,11 @@ def test_an_evaluation_is_judged_by_the_file_and_a_broken_one_is_one_line(data, 
     assert done.returncode == 0 and re.search(r"^all +\d\.\d\d +0\.50 ", done.stdout, re.M)
     broken = evaluate("def judge(query, response)\n")
     assert (broken.returncode, broken.stdout) == (2, "")
-    assert re.fullmatch(r"error: cannot load verifier \S+: \S*my_reward\.py:1: SyntaxError: .*\n", broken.stderr)
+    line = r"error: cannot load verifier \S+: \S*my_reward\.py:1: SyntaxError: .*\n"
+    assert re.fullmatch(line, broken.stderr)
     stopped = evaluate(returning("1 / 0"))
     assert (stopped.returncode, stopped.stdout) == (3, "") and "Traceback" not in stopped.stderr
-    assert re.search(r"stopped: \S*my_reward\.py:4: ZeroDivisionError: .*, for query q\d\n$", stopped.stderr)
+    assert re.search(r"stopped: \S+my_reward\.py:4: ZeroDivisionError: .+ for query q\d\n$", stopped.stderr)
 
 
 def examples() -> dict[str, str]:

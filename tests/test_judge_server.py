@@ -186,7 +186,7 @@ def test_retry_after_is_waited_for_up_to_a_limit(server):
 def test_thirty_per_cent_misbehaviour_costs_verdicts_but_never_truth(server, tmp_path):
     server.misbehave, server.seed = 0.3, 5
     queries, responses = tries(200)
-    chat = OpenAIChat(server.url, timeout=0.5, **QUICK, log=str(tmp_path / "calls.jsonl"))
+    chat = OpenAIChat(server.url, timeout=1.0, **QUICK, log=str(tmp_path / "calls.jsonl"))
     verifier = Verifier(chat, max_failed_share=1.0)
     verdicts = verifier.judge(queries, responses)
     exact = toy.ToyVerifier().judge(queries, responses)
