@@ -331,7 +331,7 @@ class VLLMEngine:
         return bool(self.finished) or self.engine.has_unfinished_requests()
 
     def add(self, key: tuple, prompt: Prompt, seed: int, temperature: float | None = None) -> None:
-        """Queues one sample, also while others are running.  Wakes the engine: nothing else can be meant."""
+        """Queues one sample, also while others are running; wakes a sleeping engine."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 

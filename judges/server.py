@@ -35,8 +35,8 @@ IMAGE_FORMATS = {"png": rb"\x89PNG", "jpeg": rb"\xff\xd8\xff", "gif": rb"GIF8", 
 
 @lru_cache(maxsize=64)                     # a picture is judged with each of its responses
 def data_url(image: str | bytes) -> str:
-    """The very bytes of an image file, in the form of the chat protocol; its first bytes tell the format.
-    Rarer formats are sent as PNG."""
+    """The very bytes of an image file, in the form of the chat protocol; the format is sniffed from magic
+    bytes.  Rarer formats are sent as PNG."""
     try:
         data = image if isinstance(image, bytes) else Path(image).read_bytes()
         for name, magic in IMAGE_FORMATS.items():
@@ -82,7 +82,7 @@ class OpenAIChat:
     structured    ask for VERDICT_SCHEMA; off for servers without structured output
     log           JSONL file, one row per call
 
-    The environment's OPENAI_API_KEY is sent if it is set; its proxies are not used.  A judge that writes
+    The environment's OPENAI_API_KEY is sent if it is set; its proxies are not used.  A judge that keeps writing
     blanks until max_tokens is cured by the server: --structured-outputs-config '{"disable_any_whitespace":
     true, "backend": "xgrammar"}' for vLLM.
     """

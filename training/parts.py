@@ -16,9 +16,7 @@ from context_pairs.loss import option_ids
 from context_pairs.pairs import ContextPair, deal_letters, drop_unaskable, load_pairs
 from data import DataError, Processor, Query, load_model, load_queries, retry_template
 from judges.custom import FunctionVerifier
-from judges.local import LocalChat
 from judges.rule import RuleFirst, RuleVerifier
-from judges.server import OpenAIChat
 from policy import Policy
 from reward import Verifier, VerifierLike
 from sampler import HFEngine, VLLMEngine
@@ -134,9 +132,13 @@ def open_verifier(name: str, context: str, queries: Sequence[Query], judge_model
         verifier = FunctionVerifier(name, concurrency)
     else:
         if "://" in name:
+            from judges.server import OpenAIChat         # needs the openai client, other verifiers do not
+
             chat = OpenAIChat(name, judge_model, timeout, log=log)
             chat.check()
         else:
+            from judges.local import LocalChat
+
             model_fingerprint(name)
             chat = LocalChat(name, max_context, memory_share=memory_share)
         verifier = Verifier(chat, context, concurrency, max_failed_share, prompt_file=prompt_file)
@@ -151,7 +153,7 @@ def start_judge(verifier: VerifierLike, engine) -> None:
 
 def takes_turns(verifier: VerifierLike | None) -> bool:
     """Whether the judge needs the GPU for itself, so that stages and verdicts come one after another."""
-    return isinstance(of_model(verifier), Verifier) and isinstance(of_model(verifier).chat, LocalChat)
+    return hasattr(getattr(of_model(verifier), "chat", None), "start")
 
 
 def of_model(verifier):
