@@ -136,7 +136,7 @@ def is_independent(text: str) -> bool:
 
 
 def says_nothing(text: str) -> bool:
-    """Empty, punctuation only, or an opener without content: such a response is negative, no judge is asked."""
+    """Empty, punctuation only, or an opener without content: negative, and no judge is asked."""
     plain = re.sub(r"[^\w' ]+|_", " ", text.replace("’", "'")).strip().lower()
     return not re.search(r"\w", plain) or " ".join(plain.split()) in EMPTY_OPENERS
 

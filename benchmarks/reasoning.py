@@ -68,7 +68,7 @@ def mathvista_score(item: Item, response: str, harness: str) -> Score:
     span = answers.final_span(response)
     if item.kind == "letter":
         extracted = answers.letter(response, item.options)
-        right = item.options.get(extracted) == item.options[item.gold]
+        right = item.options.get(extracted) == item.options.get(item.gold)       # an odd row has none
     elif item.kind in ("integer", "float") and (gold := answers.number(item.gold)) is not None:
         number, digits = answers.number(span), int(item.keys["precision"] or 2)
         extracted = None if number is None else span

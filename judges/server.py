@@ -82,9 +82,9 @@ class OpenAIChat:
     structured    ask for VERDICT_SCHEMA; off for servers without structured output
     log           JSONL file, one row per call
 
-    The environment's OPENAI_API_KEY is sent if it is set; its proxies are not used.  A judge that keeps writing
-    blanks until max_tokens is cured by the server: --structured-outputs-config '{"disable_any_whitespace":
-    true, "backend": "xgrammar"}' for vLLM.
+    The environment's OPENAI_API_KEY is sent if it is set; its proxies are not used.  If a judge writes blanks
+    until max_tokens, start vLLM with --structured-outputs-config '{"disable_any_whitespace": true, "backend":
+    "xgrammar"}'.
     """
 
     def __init__(self, urls: str, model: str = "", timeout: float = 120.0, tries: int = 4,

@@ -15,7 +15,7 @@ from data import DataError
 def write_whole(file: Path, content: str | bytes) -> None:
     """Atomic write: a temporary file is renamed, so a reader sees the old file or the new one."""
     beside = file.with_name(f".{file.name}.{os.getpid()}")
-    beside.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+    beside.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "replace"))
     os.replace(beside, file)
 
 

@@ -132,7 +132,7 @@ def open_verifier(name: str, context: str, queries: Sequence[Query], judge_model
         verifier = FunctionVerifier(name, concurrency)
     else:
         if "://" in name:
-            from judges.server import OpenAIChat         # needs the openai client, other verifiers do not
+            from judges.server import OpenAIChat  # needs the openai client, other verifiers do not
 
             chat = OpenAIChat(name, judge_model, timeout, log=log)
             chat.check()
