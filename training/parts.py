@@ -120,6 +120,8 @@ def open_verifier(name: str, context: str, queries: Sequence[Query], judge_model
                   memory_share: float = 0.5) -> VerifierLike:
     """Who judges `queries`, by name.  Refuses at once what cannot work: a server that does not answer, a
     verifier that cannot judge this data.  A model in process starts later, with start_judge()."""
+    if prompt_file and not ("://" in name or runs_in_process(name)):
+        raise DataError(f"--judge_prompt {prompt_file} needs a judge: --verifier URL or a model")
     if name in BUILT_IN:
         stranger = next((q for q in queries if not (toy.can_judge(q) or q.facts.get("rule"))), None)
         if stranger:
