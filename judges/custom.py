@@ -12,8 +12,11 @@ It may be the whole of
 
 import importlib.util
 import math
+import sys
 import traceback
+from numbers import Real
 from pathlib import Path
+from typing import Any
 
 from data import DataError, Query
 from reward import Verdict, VerdictStatus, VerifierUnreliable, side_by_side
@@ -24,9 +27,10 @@ class FunctionVerifier:
 
     def __init__(self, file: str, threads: int = 16):
         self.file, self.threads = file, threads
+        spec: Any = importlib.util.spec_from_file_location("verifier_of_yours", file)
+        # Dataclasses look their module up in sys.modules.
+        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
         try:
-            spec = importlib.util.spec_from_file_location("verifier_of_yours", file)
-            module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
         except (Exception, SystemExit) as error:                  # a file of yours may raise anything
             raise DataError(f"cannot load verifier {file}: {where_in(file, error)}") from None
@@ -40,13 +44,17 @@ class FunctionVerifier:
     def judge_one(self, query: Query, response: str) -> Verdict:
         try:
             value = self.function(query, response)
-        except Exception as error:                                # as above; raised again with one line
+            reward = value.reward if isinstance(value, Verdict) else value
+            finite = isinstance(reward, Real) and math.isfinite(reward)
+        except (Exception, SystemExit) as error:                  # as above; raised again with one line
             raise VerifierUnreliable(f"{where_in(self.file, error)}, for query {query.id}") from None
-        if isinstance(value, Verdict):
+        if isinstance(value, Verdict) and (finite or value.status is VerdictStatus.FAILED):
             return value
-        if not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise VerifierUnreliable(f"{self.file}: judge() returned {value!r:.80} for query {query.id}, not "
-                                     "a Verdict or a finite number")
+        if not finite:
+            told = " ".join(repr(value).split())[:80]
+            raise VerifierUnreliable(f"{self.file}: judge() returned {told} for query {query.id}, not a "
+                                     "Verdict or a finite number")
+        # float(): numbers of numpy cannot be written as JSON.
         return Verdict(VerdictStatus.JUDGED, correct=value > 0, consistent=True, value=float(value))
 
     def metrics(self) -> dict[str, float]:

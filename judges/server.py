@@ -102,10 +102,12 @@ class OpenAIChat:
         key = os.environ.get("OPENAI_API_KEY", "").strip()
         if not re.fullmatch(r"[!-~]*", key):
             raise JudgeError("bad OPENAI_API_KEY", "it has blanks or letters that no header can carry")
+        # Connections that were idle for long are not used again: the server may be closing them just now.
+        limits = type(openai.DEFAULT_CONNECTION_LIMITS)(max_connections=None, keepalive_expiry=2.0)
         # No retries of the client's own: the next try may be another server's.
         client = openai.AsyncOpenAI(
             api_key=key or "none", base_url=self.urls[0], timeout=timeout, max_retries=0,
-            http_client=openai.DefaultAsyncHttpxClient(trust_env=False))
+            http_client=openai.DefaultAsyncHttpxClient(trust_env=False, limits=limits))
         self.clients = {url: client.with_options(base_url=url) for url in self.urls}
         self.headers = {} if key else {"Authorization": openai.omit}
 

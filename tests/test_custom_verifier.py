@@ -68,6 +68,14 @@ def test_a_verdict_is_taken_as_it_is(opened):
     assert verifier.metrics() == {}
 
 
+def test_numbers_of_numpy_and_a_dataclass_in_the_file(opened):
+    source = ("from __future__ import annotations\nfrom dataclasses import dataclass\nimport numpy\n\n"
+              "@dataclass\nclass Share:\n    of: float\n\n\ndef judge(query, response):\n"
+              "    return numpy.float32(Share(0.5).of)\n")
+    verdict = opened(source).judge_one(QUERY, "5")
+    assert (verdict.reward, type(verdict.reward), verdict.correct) == (0.5, float, True)
+
+
 def test_a_verdict_of_your_own_may_have_failed(opened):
     failed = opened("from reward import Verdict\n\ndef judge(query, response):\n"
                     "    return Verdict.failed('no compiler')\n").judge_one(QUERY, "5")
@@ -124,6 +132,8 @@ def test_a_file_that_is_missing_is_one_line():
     ("eval('(')", ":4", "SyntaxError: "),
     ("open('a\\nb')", ":4", "FileNotFoundError: "),
     ("math.nan", "", "judge() returned nan"),
+    ("__import__('reward').Verdict('judged', value=math.nan)", "", "judge() returned Verdict(status="),
+    ("__import__('sys').exit(1)", ":4", "SystemExit: 1"),
     ("math.inf", "", "judge() returned inf"),
     ("'1'", "", "judge() returned '1'"),
     ("None", "", "judge() returned None"),
