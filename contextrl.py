@@ -14,9 +14,9 @@ One step, in the paper's order:
     filter     keep retries that are verified and independent                          section 3.2
     roll back  kept retries join the negatives under the ORIGINAL prompt: mixed group  section 3.3
     train      clipped policy gradient; mixed groups scaled by λ; selective KL         section 3.3
-    (select)   with --context_pairs: an auxiliary loss, which context supports the answer?  arXiv 2606.17053
+    (choose)   with --context_pairs: an auxiliary loss, which context supports the answer?  arXiv 2606.17053
 
-Kept from the paper: all of the above.  Decided by us where the paper is silent: docs/decisions.md.
+As in the paper: all but the last line.  Decided by us where the paper is silent: docs/decisions.md.
 Not here: tools, multi-turn, asynchronous rollouts, a reward model that learns.
 """
 
@@ -64,8 +64,8 @@ def collect(rollouts_P: list[Rollout], step: int, p: Parts) -> None:
         reports_G = [verdict.report if config.report else "" for verdict in rollout.verdicts_G]
         return [retry_message(report, p.retry_template) for report in reports_G]
 
-    if config.engine == "vllm" and not config.barrier and not takes_turns(p.verifier):
-        # The same as below without the waiting in between: one continuous batch.
+    continuous = hasattr(engine, "step") and not config.barrier and not takes_turns(p.verifier)
+    if continuous:                     # the same as below without the waiting in between: one running batch
         two_stages(engine, rollouts_P, config.group_size, seed_key, p.verifier.judge_one, retry_messages,
                    config.judge_concurrency)
     else:
@@ -82,8 +82,9 @@ def collect(rollouts_P: list[Rollout], step: int, p: Parts) -> None:
 
 def verify(engine: Engine, verifier: VerifierLike, rollouts_P: list[Rollout], retries: bool = False) -> None:
     """All responses of a stage in one call of the verifier: fills verdicts_G, or retry_verdicts_G."""
-    pairs = [(r.query, s.text) for r in rollouts_P for s in (r.retries_G if retries else r.samples_G)]
-    verdicts = iter(on_leader(engine, lambda: verifier.judge(*map(list, zip(*pairs)))) if pairs else [])
+    drawn = [(r.query, s.text) for r in rollouts_P for s in (r.retries_G if retries else r.samples_G)]
+    queries, texts = [query for query, _ in drawn], [text for _, text in drawn]
+    verdicts = iter(on_leader(engine, lambda: verifier.judge(queries, texts)) if drawn else [])
     for r in rollouts_P:
         if retries:
             r.retry_verdicts_G = [next(verdicts) for _ in r.retries_G]
@@ -92,7 +93,8 @@ def verify(engine: Engine, verifier: VerifierLike, rollouts_P: list[Rollout], re
 
 
 def roll_back(r: Rollout, config: Config) -> grpo.Group:
-    """Context rollback: kept retries become further responses to the ORIGINAL prompt, with their own ids."""
+    """Context rollback: kept retries become further responses to the ORIGINAL prompt, with their own ids.
+    Here verdicts become rewards (DAPO: less its length penalty)."""
     def member(drawn: Sample, verdict: Verdict) -> grpo.Member:
         reward = verdict.reward
         if reward is not None and config.method == "dapo":
@@ -108,7 +110,7 @@ def roll_back(r: Rollout, config: Config) -> grpo.Group:
 # -------------------------------------------------------------------- where the rollouts of a step come from
 # Each -> (this rank's share of the step's rollouts, their metrics); moves the run's data cursor.
 
-def sampled(p: Parts) -> tuple[list[Rollout], dict]:
+def sample_rollouts(p: Parts) -> tuple[list[Rollout], dict]:
     """By the policy as it is.  DAPO's dynamic sampling draws further queries until every rank has its share
     of groups with variance, at most `refill_rounds` times; other methods take one round."""
     config, run, engine = p.config, p.run, p.engine
@@ -127,14 +129,15 @@ def sampled(p: Parts) -> tuple[list[Rollout], dict]:
         raise_on_all_ranks(collect, rollouts_P, run.step + 1, p)
         rollouts += rollouts_P
         useful = sum(r.group.kind is grpo.GroupKind.ONLINE for r in rollouts)
-        if all_sum(torch.tensor(float(useful < config.queries_per_step // engine.replicas))) == 0:
+        too_few = float(useful < config.queries_per_step // engine.replicas)
+        if all_sum(torch.tensor(too_few)) == 0:                         # no rank needs more
             break
     run.cursor = cursor
     rollouts = rollouts if engine.leader else []            # tensor parallel ranks all hold the same
     return rollouts, statistics(rollouts)
 
 
-def recorded(p: Parts) -> tuple[list[Rollout], dict]:
+def recorded_rollouts(p: Parts) -> tuple[list[Rollout], dict]:
     """As --rollouts_from has them: no engine, no judge."""
     by_id = {q.id: q for q in p.queries}
     rows = p.recorded[p.run.step + 1][p.run.rank::p.run.world]
@@ -144,7 +147,7 @@ def recorded(p: Parts) -> tuple[list[Rollout], dict]:
     return rollouts, statistics(rollouts)
 
 
-def references(p: Parts) -> tuple[list[Rollout], dict]:
+def reference_rollouts(p: Parts) -> tuple[list[Rollout], dict]:
     """SFT in the same code: a group of one, the reference, with advantage 1: the gradient of -logp."""
     def reference(query: Query) -> Rollout:
         member = grpo.Member(p.processor.encode_response(query.solution), [], 1.0, advantage=1.0)
@@ -226,13 +229,14 @@ def evaluate(p: Parts, at_ends: bool) -> dict:
 
 def train(config: Config) -> Path:
     """-> the run folder.  All ranks run the same lines; the order of the verbs is the paper's."""
-    p = assemble(config, *dist_init(config))
+    p = assemble(config, *start_ranks(config))
     run = p.run
-    next_rollouts = references if config.method == "sft" else recorded if p.recorded else sampled
+    next_rollouts = (reference_rollouts if config.method == "sft" else
+                     recorded_rollouts if p.recorded else sample_rollouts)
     if run.step == 0 and not run.checkpoint:
         run.log({"step": 0} | evaluate(p, at_ends=True))
 
-    with progress_bar(p) as bar, run.saved_if(VerifierUnreliable, p.policy):
+    with progress_bar(p) as bar, run.checkpoint_on(VerifierUnreliable, p.policy):
         while run.step < run.last_step:
             # Sample, verify, resample, filter, roll back (or take what was recorded, or the references).
             began = time.time()
@@ -269,7 +273,7 @@ def progress_bar(p: Parts) -> tqdm:
     return tqdm(total=p.config.steps, initial=p.run.step, disable=p.run.rank > 0, desc=p.config.method)
 
 
-def dist_init(config: Config) -> tuple[RunFolder, str]:
+def start_ranks(config: Config) -> tuple[RunFolder, str]:
     """-> (run folder, not made yet; device name).  One CPU process without torchrun needs no group."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     cuda = config.on_cuda()

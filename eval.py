@@ -34,7 +34,7 @@ def evaluate_queries(engine: Engine, processor: Processor, queries: list[Query],
         answers = rule.judge(part, texts)
         for query, sample, verdict, answer in zip(part, samples, verdicts, answers, strict=True):
             records.append({"id": query.id, "family": query.family, "text": sample.text,
-                            "answer": answer.correct, "process": verdict.reward,
+                            "answer": answer.correct, "process": verdict.correct,
                             "failed": verdict.status is VerdictStatus.FAILED,
                             "truncated": sample.status is SampleStatus.TRUNCATED, "tokens": len(sample.ids)})
     return records

@@ -98,7 +98,7 @@ class Row:
 
 @dataclass
 class UpdateSettings:
-    """What the optimiser step needs of the method's settings (see config.py)."""
+    """What the optimiser step needs of the method's settings (see training/config.py)."""
 
     clip_low: float = 0.2
     clip_high: float = 0.2

@@ -10,9 +10,13 @@ is one switch:
     solution   + the whole reference solution             (ContextRL; paper, appendix figure A-2)
 
 What is said to it stands in prompts/judge_<context>.txt.  `Verifier` = prompt builder + strict parser +
-failure policy around any callable chat(messages) -> text.  A judge that fails is NOT a wrong answer: its
-verdict has status FAILED and reward None, and is left out of every mean.  The response is untrusted text: it
-is fenced by a boundary it cannot know, and only the judge's own output is parsed.
+failure policy around any callable chat(messages) -> text.  An empty response, or one that speaks like a
+revision, is negative without a judge.  The response is untrusted text: it is fenced by a boundary it cannot
+know, and only the judge's own output is parsed.
+
+A judge that fails is NOT a wrong answer.  What cannot be read is asked for once more; then the verdict has
+status FAILED and reward None: its response is left out of the group and of every mean, its query gets no
+stage 2, and it is counted by reason.  If too many of the last verdicts failed the run stops.
 
 A verifier of your own needs what `VerifierLike` lists, or is one function in a file: see judges/custom.py.
 
@@ -73,7 +77,7 @@ class Verdict:
 
     @property
     def reward(self) -> float | None:
-        """R of the paper: 1.0 or 0.0; None for a failed judge, never 0.0."""
+        """R of the paper, 1.0 or 0.0, or your own `value`; None for a failed judge, never 0.0."""
         if self.status is VerdictStatus.FAILED:
             return None
         return float(self.correct) if self.value is None else self.value
@@ -366,7 +370,7 @@ class Verifier:
         if isinstance(output, Exception):
             kind = type(output).__name__
             self.last_error = str(output) or kind
-            return Verdict.failed(isinstance(output, JudgeError) and output.name or kind)
+            return Verdict.failed(output.name if isinstance(output, JudgeError) else kind)
         verdict = parse_verdict(output, response)
         if verdict.status is VerdictStatus.FAILED:
             self.last_error = verdict.error

@@ -4,8 +4,8 @@ Stage 1 draws K samples per query: sample().  If every verdict of a query is neg
 per negative, which sees the query, its own failed response and the mistake report on it: resample().
 
 `Engine` lists what an engine must do.  `HFEngine` runs any transformers Qwen-VL model in process: it is the
-laptop's engine and the oracle for faster ones.  `VLLMEngine` is the fast one; it also takes single samples
-while others are running, so that both stages and the judge can be one continuous batch
+laptop's engine, and what faster ones are tested against.  `VLLMEngine` is the fast one; it also takes single
+samples while others are running, so that both stages and the judge can be one continuous batch
 (training/continuous.py).
 
 Every request carries its own seeds, made from (run seed, step, query, stage, member) by a stable hash: a
@@ -87,25 +87,32 @@ def seed_of(*key) -> int:
 
 class Engine(Protocol):
     """What the loop asks of an engine; HFEngine is the shortest example.  One that also has add(), step(),
-    busy and abort(), as VLLMEngine, can run both stages and the judge as one continuous batch."""
+    busy and abort(), as VLLMEngine, runs both stages and the judge as one continuous batch.
+
+    A sample's ids end at processor.eos_id and nowhere else, never hold one of processor.forbidden_ids, and
+    come with the log-probs of the distribution they were drawn from (temperature and forbidden ids applied).
+    The model has to see exactly prompt.ids, and pictures as processor.picture makes them, not resized again.
+    """
 
     processor: Processor
     replica: int              # this process samples queries[replica::replicas]
     replicas: int
-    leader: bool              # the one process of a replica that asks judges (tensor parallel has several)
+    leader: bool              # the one process of a replica that asks judges (tensor parallel: several
+                              # processes, which make the same calls in the same order)
 
     def generate(self, requests: list[Request], temperature: float | None = None) -> list[list[Sample]]:
-        """len(seeds) samples for each request, in order.  Temperature 0 is greedy, None the engine's own;
-        top_p is 1: on-policy training needs it."""
+        """len(seeds) samples for each request, in order, also if the engine sleeps; too_long() for a prompt
+        that leaves no room.  Temperature 0 is greedy, None the engine's own; top_p is 1."""
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """New weights under their transformers names; whatever the old ones computed is forgotten."""
+        """New weights under their transformers names, a tied head too: goes through all of them on every
+        rank, and forgets what the old ones computed (caches).  The engine is awake afterwards."""
 
     def share(self, value):
         """The leader's value, on all processes of the replica."""
 
     def sleep(self) -> None:
-        """Gives the GPU's memory to the trainer, until wake() or new weights."""
+        """Gives the GPU's memory to the trainer, or to a judge, until wake() or new weights."""
 
     def wake(self) -> None: ...
 

@@ -157,7 +157,7 @@ class RunFolder:
         return not self.config.rollout_only and (at_end or self.step % self.config.save_every == 0)
 
     @contextmanager
-    def saved_if(self, failure: type[Exception], policy: Policy) -> Iterator[None]:
+    def checkpoint_on(self, failure: type[Exception], policy: Policy) -> Iterator[None]:
         """A checkpoint of what has been trained, if the loop ends like that."""
         try:
             yield
