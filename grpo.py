@@ -183,9 +183,11 @@ def token_logprob(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Ten
         raise ValueError("token_logprob needs whole tensors: call it within a sharded module's forward pass")
     shapes = hidden.shape, weight.shape, targets.shape
     if [*map(len, shapes)] != [2, 2, 1] or hidden.shape != (len(targets), weight.shape[1]):
-        raise ValueError(f"hidden, weight, targets are {[*map(tuple, shapes)]}, not [N, H], [V, H], [N]")
+        raise ValueError("hidden {}, weight {}, targets {} are not [N, H], [V, H], [N]".format(
+            *map(tuple, shapes)))
     if hidden.dtype != weight.dtype or hidden.dtype not in (torch.bfloat16, torch.float32, torch.float64):
-        raise ValueError(f"hidden is {hidden.dtype}, weight {weight.dtype}: not one of bf16, fp32, fp64")
+        raise ValueError(f"hidden is {hidden.dtype}, weight {weight.dtype}: both must be bfloat16, float32 "
+                         "or float64")
     if forbidden is not None and (forbidden.dtype != torch.bool or forbidden.shape != weight.shape[:1]):
         raise ValueError(f"forbidden is {forbidden.dtype} {tuple(forbidden.shape)}, must be bool [V]")
     if not 0 < temperature < math.inf:
