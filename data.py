@@ -265,8 +265,8 @@ def retry_template(file: str | Path = "") -> str:
     one."""
     file = file or Path(__file__).resolve().parent / "prompts" / "retry.txt"
     template = read_prompt(file, ("report",), ("report",))
-    if template.count("\n---\n") != 1:
-        raise DataError(f"prompt {file} needs one line '---' between what is said with and without a report")
+    if template.count("\n---\n") != 1 or "{report}" not in template.split("\n---\n")[0]:
+        raise DataError(f"prompt {file} needs one line '---': what is said with {{report}}, then without")
     return template
 
 

@@ -95,7 +95,8 @@ def main() -> None:
         queries = parts.load_heldout(args.data)
         verifier = parts.open_verifier(args.verifier, "solution", queries, args.judge_model,
                                        prompt_file=args.judge_prompt)
-        engine = parts.open_engine(args.model, args.engine, max_new_tokens=args.max_new_tokens)
+        engine = parts.open_engine(args.model, args.engine, max_new_tokens=args.max_new_tokens,
+                                   max_context=args.max_new_tokens + 4000)
         parts.start_judge(verifier, engine)
         records = evaluate_queries(engine, engine.processor, queries, verifier, parts.RULE,
                                    0.0 if args.greedy else 1.0, (args.seed, "evaluation"), quiet=False)

@@ -14,9 +14,12 @@ import importlib.util
 import math
 import sys
 import traceback
+from dataclasses import replace
 from numbers import Real
 from pathlib import Path
 from typing import Any
+
+import numpy
 
 from data import DataError, Query
 from reward import Verdict, VerdictStatus, VerifierUnreliable, side_by_side
@@ -45,11 +48,11 @@ class FunctionVerifier:
         try:
             value = self.function(query, response)
             reward = value.reward if isinstance(value, Verdict) else value
-            finite = isinstance(reward, Real) and math.isfinite(reward)
+            finite = isinstance(reward, (Real, numpy.bool_)) and math.isfinite(reward)
         except (Exception, SystemExit) as error:                  # as above; raised again with one line
             raise VerifierUnreliable(f"{where_in(self.file, error)}, for query {query.id}") from None
         if isinstance(value, Verdict) and (finite or value.status is VerdictStatus.FAILED):
-            return value
+            return value if value.value is None else replace(value, correct=value.value > 0)
         if not finite:
             told = " ".join(repr(value).split())[:80]
             raise VerifierUnreliable(f"{self.file}: judge() returned {told} for query {query.id}, not a "

@@ -16,7 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data import REQUIRED, DataError, Query, json_lines, json_row
-from judges.rule import answers_match
+from judges.rule import RuleFirst, answers_match
 from judges.server import OpenAIChat
 from reward import CONTEXTS, VerdictStatus, Verifier, VerifierUnreliable, judge_messages, side_by_side
 from tools.files import append_rows, read_rows, write_rows
@@ -75,9 +75,10 @@ def judge_file(args: argparse.Namespace) -> None:
     items = load_responses(args.responses)
     chat = OpenAIChat(args.url, args.model, args.timeout, structured=not args.no_schema)
     chat.check()
-    verifier = Verifier(chat, args.context, args.concurrency, prompt_file=args.judge_prompt)
+    model_verifier = Verifier(chat, args.context, args.concurrency, prompt_file=args.judge_prompt)
+    verifier = RuleFirst(model_verifier)
     start, lock = time.monotonic(), threading.Lock()
-    prompts = {name: judge_messages(*item, verifier.template)[0]["content"][-1]["text"]
+    prompts = {name: judge_messages(*item, model_verifier.template)[0]["content"][-1]["text"]
                for name, item in items.items()}
     digests = {name: hashlib.sha256(f"{chat.model}\n{prompt}".encode()).hexdigest()[:16]
                for name, prompt in prompts.items()}

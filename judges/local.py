@@ -43,8 +43,8 @@ class LocalChat:
         self.policy_engine = policy_engine
         policy_engine.sleep()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "judges.local", self.model, json.dumps(self.settings)], env=environment,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8")
+            [sys.executable, "-P", "-m", "judges.local", self.model, json.dumps(self.settings)],
+            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8")
         self._answer()
         policy_engine.wake()
 

@@ -107,7 +107,8 @@ class OpenAIChat:
         # No retries of the client's own: the next try may be another server's.
         client = openai.AsyncOpenAI(
             api_key=key or "none", base_url=self.urls[0], timeout=timeout, max_retries=0,
-            http_client=openai.DefaultAsyncHttpxClient(trust_env=False, limits=limits))
+            http_client=openai.DefaultAsyncHttpxClient(trust_env=False, follow_redirects=False,
+                                                      limits=limits))
         self.clients = {url: client.with_options(base_url=url) for url in self.urls}
         self.headers = {} if key else {"Authorization": openai.omit}
 

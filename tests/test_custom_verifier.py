@@ -171,8 +171,8 @@ def test_an_evaluation_is_judged_by_the_file_and_a_broken_one_is_one_line(data, 
     def evaluate(source: str):
         return command("--data", data, "--verifier", written(source), "--max_new_tokens", 8, name="eval.py")
 
-    done = evaluate(returning("0.5"))
-    assert done.returncode == 0 and re.search(r"^all +\d\.\d\d +0\.50 ", done.stdout, re.M)
+    done = evaluate(returning("(query.id == 'q0') / 2"))             # one of four is right; the mean is 0.125
+    assert done.returncode == 0 and re.search(r"^all +\d\.\d\d +0\.25 ", done.stdout, re.M)
     broken = evaluate("def judge(query, response)\n")
     assert (broken.returncode, broken.stdout) == (2, "")
     line = r"error: cannot load verifier \S+: \S*my_reward\.py:1: SyntaxError: .*\n"

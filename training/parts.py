@@ -66,7 +66,7 @@ def load_heldout(name: str, train: str = "") -> list[Query]:
     """Held-out queries; those of the built-in world go with its training queries only."""
     if name not in BUILT_IN:
         return load_queries(name)
-    return toy.heldout_queries() if train in BUILT_IN else []
+    return toy.heldout_queries() if name == "toy" or train in BUILT_IN else []
 
 
 def load_context_pairs(name: str, seed: int) -> list[ContextPair]:
@@ -82,7 +82,8 @@ def load_heldout_pairs(name: str) -> list[ContextPair]:
 
 def is_built_in(queries: Sequence[Query]) -> bool:
     """Whether all of them are of the built-in world, so that its exact verifier can judge them."""
-    return all(toy.can_judge(query) or query.facts.get("rule") for query in queries)
+    return any(map(toy.can_judge, queries)) and all(
+        toy.can_judge(query) or query.facts.get("rule") for query in queries)
 
 
 def counted_families(queries: Sequence[Query]) -> set[str] | None:
@@ -215,8 +216,6 @@ def check_verifier_settings(config: Config) -> None:
          f"--verifier {config.verifier}: neither a URL, 'rule' nor a file NAME.py, and a model in process "
          "needs --engine vllm"),
         (in_process and config.tensor_parallel > 1, "a judge in process needs --tensor_parallel 1"),
-        (config.verifier == "rule" and config.verifier_context != "answer",
-         "--verifier rule sees nothing but the answer: --verifier_context answer"),
     ]:
         if bad:
             raise DataError(message)
