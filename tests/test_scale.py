@@ -19,11 +19,11 @@ from conftest import ALONE, MODEL, ROOT
 from judge_server import JudgeServer
 
 import contextrl
+import judges.server
 import toy
 from data import Processor, load_queries
 from grpo import Member
 from policy import Policy, Row
-from training import parts
 from training.checkpoint import load_checkpoint
 
 K = 4
@@ -67,11 +67,11 @@ def rows(file: Path) -> list[dict]:
 
 def test_a_verifier_that_misbehaves_in_a_third_of_the_calls(world, tmp_path, monkeypatch, capsys):
     """It ends, each failure is counted and logged, and no failed verdict has a share in any mean."""
-    quick = parts.OpenAIChat
+    quick = judges.server.OpenAIChat
 
     def impatient(urls, model, timeout, **settings):
         return quick(urls, model, timeout, tries=2, backoff=0.01, max_wait=0.05, **settings)
-    monkeypatch.setattr(parts, "OpenAIChat", impatient)
+    monkeypatch.setattr(judges.server, "OpenAIChat", impatient)
     out, exact = tmp_path / "run", toy.ToyVerifier()
     with JudgeServer(misbehave=0.3, hang=2.0, seed=5) as server:
         code, line = run_here(monkeypatch, capsys, world, out, verifier=server.url,
