@@ -74,7 +74,6 @@ def table(columns: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0],
                                      epilog="Model, data and verifier are the built-in world's by default.")

@@ -1,5 +1,4 @@
-"""The verifier: sees the FULL reference solution, returns a verdict and a mistake report (paper, section
-3.1).
+"""The verifier: sees the FULL reference solution, returns a verdict and a mistake report (section 3.1).
 
 One call per response.  The judge answers one JSON object: Analysis, Self-Consistency, Correctness, Mistake
 Report. The reward is 1 iff Correctness is 1: no format reward, no partial credit.  How much the judge is told

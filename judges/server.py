@@ -90,6 +90,7 @@ class OpenAIChat:
     def __init__(self, urls: str, model: str = "", timeout: float = 120.0, tries: int = 4,
                  backoff: float = 1.0, max_wait: float = 30.0, max_tokens: int = 2048,
                  structured: bool = True, log: str = ""):
+        self.loop = background_loop()
         self.urls = [checked_url(url.strip().rstrip("/")) for url in urls.split(",")]
         self.model, self.timeout, self.tries = model, timeout, tries
         self.backoff, self.max_wait, self.max_tokens = backoff, max_wait, max_tokens
@@ -205,7 +206,7 @@ class OpenAIChat:
                 return (await method(**arguments, extra_headers=self.headers)).http_response.content
 
         try:
-            return asyncio.run_coroutine_threadsafe(ask(), background_loop()).result()
+            return asyncio.run_coroutine_threadsafe(ask(), self.loop).result()
         except (TimeoutError, openai.APITimeoutError):
             raise TransientError("TimeoutError", f"no answer in {timeout:g} s") from None
         except openai.APIConnectionError as error:

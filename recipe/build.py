@@ -260,7 +260,7 @@ def main(argv: list[str] | None = None) -> None:
         help="URLs of servers; NAME.py: judge(query, response) of yours; 'rule': the final answer alone, no "
              "judge; 'toy': the built-in world's")
     add("--teacher", default="", help="writes missing solutions; as --policy; default: none")
-    add("--engine", choices=("transformers", "vllm"), default="transformers", help="of models in process")
+    add("--engine", choices=("hf", "vllm"), default="hf", help="of models in process")
     add("--samples", type=positive, default=4, help="answers of the policy, solutions of the teacher")
     add("--max_new_tokens", type=positive, default=2048)
     add("--instruction", default=INSTRUCTION, help="last line of every question")
