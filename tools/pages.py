@@ -14,7 +14,7 @@ def escape(text: str) -> str:
     if len(text) > 1500:
         text = f"{text[:1000]} [… {len(text) - 1500} characters …] {text[-500:]}"
     plain = "".join(c if c.isprintable() or c.isspace() else "\ufffd" for c in text)
-    return re.sub(r"\\boxed\{([^{}]*)\}", r"<b class=boxed>\1</b>", html.escape(plain))
+    return re.sub(r"\\boxed\{([^{}]+)\}", r"<b class=boxed>\1</b>", html.escape(plain))
 
 
 def thumbnail(image: str | bytes, side: int = 440) -> str:
