@@ -8,10 +8,11 @@ paper's numbers.  How an answer is found in a response stands in judges/answers.
 import ast
 import re
 
+from benchmarks import harness as harness_rules
 from benchmarks.aggregate import accuracy_by, all_right, group_by, mean, mean_by
 from benchmarks.items import Benchmark, Item, Score
 from benchmarks.wording import BOXED, FINAL, HARNESS_SELECT, LETTER, lines, listed, option_letter, options_in
-from judges import answers
+from judges import answers, equality
 
 # ----------------------------------------------------------------------- rule scores of several benchmarks
 
@@ -30,7 +31,7 @@ def letter_score(item: Item, response: str, harness: str) -> Score:
     wrong."""
     if harness == "ours":
         return exact(item, answers.letter(response, item.options))
-    letter = answers.harness_letter(response, item.options)
+    letter = harness_rules.letter(response, item.options)
     return exact(item, letter) if letter else for_judge(response)
 
 
@@ -39,7 +40,7 @@ def same_score(item: Item, response: str, harness: str) -> Score:
     if not response.strip():
         return Score("", 0.0)
     answer = answers.final_span(response)
-    right = harness == "ours" and answer and answers.same_answer(answer, item.gold)
+    right = harness == "ours" and answer and equality.same_answer(answer, item.gold)
     return Score(answer, 1.0 if right else None)
 
 
@@ -113,7 +114,7 @@ def hallusion_item(row: dict) -> Item:
 
 
 def hallusion_score(item: Item, response: str, harness: str) -> Score:
-    answer = answers.yes_no(response) if harness == "ours" else answers.harness_yes_no(response)
+    answer = answers.yes_no(response) if harness == "ours" else harness_rules.yes_no(response)
     return exact(item, (answer or "").lower())
 
 
@@ -184,7 +185,7 @@ def mme_score(item: Item, response: str, harness: str) -> Score:
     anywhere, and A for an empty response."""
     if harness == "ours":
         return letter_score(item, response, harness)
-    return exact(item, answers.harness_first_capital(response))
+    return exact(item, harness_rules.first_capital(response))
 
 
 MME_REALWORLD_LITE = Benchmark(

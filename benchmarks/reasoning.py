@@ -6,11 +6,12 @@ import re
 
 import numpy as np
 
+from benchmarks import harness as harness_rules
 from benchmarks.aggregate import accuracy_by, all_right, by_unit, group_by, mean, mean_by
 from benchmarks.items import Benchmark, Item, Score
 from benchmarks.perception import exact, for_judge, letter_score, same_score
 from benchmarks.wording import BOXED, FINAL, LETTER, PUT_IN_BOX, lines, listed, option_letter, options_in
-from judges import answers
+from judges import answers, equality
 
 # ------------------------------------------------------------------------------------------------ MathVerse
 
@@ -53,7 +54,7 @@ def mathvista_item(row: dict) -> Item:
     gold, kind = row["answer"], row["answer_type"]
     if options:
         right = [letter for letter, choice in options.items() if choice.strip() == gold]
-        right = right or [letter for letter, choice in options.items() if answers.same_answer(choice, gold)]
+        right = right or [letter for letter, choice in options.items() if equality.same_answer(choice, gold)]
         kind, gold = "letter", right[0] if right else option_letter(gold)
     precision = "" if row["precision"] in ("", "nan") else str(int(float(row["precision"])))
     return Item(row["pid"], lines(row["question"], listed(options)), gold,
@@ -69,13 +70,13 @@ def mathvista_score(item: Item, response: str, harness: str) -> Score:
     if item.kind == "letter":
         extracted = answers.letter(response, item.options)
         right = item.options.get(extracted) == item.options.get(item.gold)       # an odd row has none
-    elif item.kind in ("integer", "float") and (gold := answers.number(item.gold)) is not None:
-        number, digits = answers.number(span), int(item.keys["precision"] or 2)
+    elif item.kind in ("integer", "float") and (gold := equality.number(item.gold)) is not None:
+        number, digits = equality.number(span), int(item.keys["precision"] or 2)
         extracted = None if number is None else span
         right = number is not None and (number == gold if item.kind == "integer" else
                                         round(number, digits) == round(gold, digits))
     else:
-        extracted, right = span, answers.same_answer(span, item.gold)
+        extracted, right = span, equality.same_answer(span, item.gold)
     return Score(extracted, float(right)) if extracted else for_judge(response)
 
 
@@ -118,7 +119,7 @@ def logicvista_score(item: Item, response: str, harness: str) -> Score:
         return for_judge(response)
     if item.kind != "letter":
         answer = answers.final_span(response)
-        return Score(answer, float(answers.same_answer(answer, item.gold)))
+        return Score(answer, float(equality.same_answer(answer, item.gold)))
     return exact(item, ", ".join(sorted(answers.letters(response, item.options))))
 
 
@@ -142,7 +143,7 @@ def wemath_item(row: dict) -> Item:
 def wemath_score(item: Item, response: str, harness: str) -> Score:
     if harness == "ours":
         return letter_score(item, response, harness)
-    return exact(item, answers.harness_wemath_letter(response))         # the harness's rule without a judge
+    return exact(item, harness_rules.wemath_letter(response))         # the harness's rule without a judge
 
 
 def wemath_numbers(records: list[dict]) -> dict:
@@ -225,7 +226,7 @@ def charxiv_score(item: Item, response: str, harness: str) -> Score:
     answer = answers.final_span(response)
     plain = all(re.fullmatch(r"-?\d[\d,]*(\.\d+)?", number) for number in (answer, item.gold))
     if harness == "ours" and item.kind in "34" and plain:
-        return Score(answer, float(answers.number(answer) == answers.number(item.gold)))
+        return Score(answer, float(equality.number(answer) == equality.number(item.gold)))
     return same_score(item, response, harness)
 
 
@@ -263,7 +264,7 @@ def dynamath_item(row: dict) -> Item:
     if kind.startswith("multiple"):
         kind, gold = "letter", option_letter(gold)
         options = options_in(question, "ABCDEFGH" if gold > "E" else "ABCDE", gold)
-    elif kind == "float" or kind.startswith("int") or answers.number(gold) is not None:
+    elif kind == "float" or kind.startswith("int") or equality.number(gold) is not None:
         kind = "number"                                         # a few have other labels
     else:
         kind = "text"
@@ -285,7 +286,7 @@ def dynamath_score(item: Item, response: str, harness: str) -> Score:
         return Score(letter or "", float(letter == item.gold) if letter else None)
     if item.kind == "number":
         span = answers.final_span(response)
-        number, gold = answers.number(span), answers.number(item.gold)
+        number, gold = equality.number(span), equality.number(item.gold)
         if number is not None and gold is not None:
             return Score(span, float(abs(number - gold) <= 0.001 + 1e-9))
     return same_score(item, response, harness)
@@ -314,7 +315,7 @@ def dynamath_harness_score(item: Item, response: str) -> Score:
         except ValueError:
             return Score("", None)
     if item.kind == "number":
-        gold = answers.number(item.gold)
+        gold = equality.number(item.gold)
         return Score(str(answer), float(gold is not None and abs(answer - gold) <= 0.001))
     if item.kind == "letter":
         return exact(item, answer)

@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from context_pairs.pairs import ContextPair, same_context, save_pairs
 from data import DataError, Processor, Query, json_lines, json_row, load_model, load_queries, read_picture
-from judges.answers import same_answer
+from judges.equality import same_answer
 from tools.programs import one_line_errors
 
 MASK = "[masked]"

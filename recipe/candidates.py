@@ -18,7 +18,8 @@ from collections import Counter
 from PIL import Image
 
 from data import DataError, read_picture
-from judges.answers import final_span, kind_of, letter, matches, normalise, number, yes_no
+from judges.answers import final_span, kind_of, letter, matches, yes_no
+from judges.equality import normalise, number
 from recipe.duplicates import perceptual_hash
 from recipe.finevision import PLACEHOLDER
 from reward import plain_text

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from judges.answers import normalise
+from judges.equality import normalise
 from recipe.candidates import clean_question, dropped_row, is_worked, reference_fault
 from recipe.duplicates import HashIndex, benchmark_index, grams, hash_of_text
 from recipe.sampling import CONCURRENCY, open_sampler, sample_and_judge

@@ -14,30 +14,19 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given, settings, strategies as st
+from texts import anything
 
+from benchmarks import harness
 from judges import answers
-from judges.answers import (
-    final_span,
-    harness_first_capital,
-    harness_letter,
-    harness_wemath_letter,
-    harness_yes_no,
-    kind_of,
-    letter,
-    letters,
-    matches,
-    normalise,
-    number,
-    same_answer,
-    yes_no,
-)
+from judges.answers import final_span, kind_of, letter, letters, matches, yes_no
+from judges.equality import normalise, same_answer
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_the_examples_of_the_docstrings():
     done = doctest.testmod(answers)
-    assert done.attempted >= 10 and not done.failed
+    assert done.attempted >= 9 and not done.failed
 
 
 # --------------------------------------------------------------------------------------------- the final span
@@ -198,97 +187,7 @@ def test_yes_no(text, said):
     assert yes_no(text) == said
 
 
-# ---------------------------------------------------------------------------------------------------- numbers
-
-PI, ROOT3 = 3.141592653589793, 1.7320508075688772
-
-
-@pytest.mark.parametrize("text, value", [
-    ("5", 5), ("-5", -5), ("−5", -5), ("–5", -5), ("+5", 5), ("5.", 5), ("05", 5), (".5", 0.5), ("5.50", 5.5),
-    ("$5$", 5), ("(5)", 5), ("５", 5), ("1,234", 1234), ("1,234,567.8", 1234567.8), ("1{,}234", 1234),
-    ("-1,234", -1234), ("1\\,234", 1234), ("12,34", None), ("1,2", None), ("1, 234", None),
-    ("about 94.2", 94.2), ("≈ 3.2", 3.2), ("~5", 5), ("approximately 1/2", 0.5), ("x = 5", 5),
-    ("∠ABC = 40°", 40), ("AB = 7 cm", 7), ("50%", 50), ("50 percent", 50), ("50\\%", 50), ("40°", 40),
-    ("40^\\circ", 40), ("40^{\\circ}", 40), ("40 degrees", 40), ("5 cm", 5), ("5cm", 5), ("5 cm^2", 5),
-    ("5 cm²", 5), ("5 square meters", 5), ("12 m/s", 12), ("$12", 12), ("\\$12", 12), ("€12", 12),
-    ("-€12", -12), ("3 apples", 3), ("two points", 2), ("Twelve", 12), ("5 million", 5e6),
-    ("1.5 billion dollars", 1.5e9), ("\\frac{3}{4}", 0.75), ("\\dfrac34", 0.75), ("3/4", 0.75),
-    ("-\\frac{1}{2}", -0.5), ("\\frac{-1}{2}", -0.5), ("3 1/2", 3.5), ("3½", 3.5), ("½", 0.5),
-    ("-3 1/2", -3.5), ("1/0", None), ("3 1/0", None), ("1e5", 1e5), ("1.2E-3", 0.0012),
-    ("2.5 × 10^{-3}", 0.0025), ("2.5 \\times 10^3", 2500), ("10^6", 1e6), ("2^10", 1024), ("π", PI),
-    ("2π", 2 * PI), ("2\\pi", 2 * PI), ("2 pi", 2 * PI), ("\\frac{\\pi}{3}", PI / 3),
-    ("\\frac{2\\pi}{3}", 2 * PI / 3), ("4π cm", 4 * PI), ("\\sqrt{3}", ROOT3), ("2\\sqrt{3}", 2 * ROOT3),
-    ("\\frac{\\sqrt{3}}{2}", ROOT3 / 2), ("1+\\sqrt{3}", 1 + ROOT3), ("√3", ROOT3), ("√(3)", ROOT3),
-    ("sqrt(3)", ROOT3), ("\\frac{1+\\sqrt{3}}{2}", (1 + ROOT3) / 2), ("\\frac{1}{2\\pi}", 1 / (2 * PI)),
-    ("1/2π", None), ("\\frac{1}{2\\sqrt{3}}", 1 / (2 * ROOT3)), ("\\frac{1}{\\sqrt{3}}", 1 / ROOT3),
-    ("five hundred", 500), ("\\text{5 cm}", 5), ("\\left(\\frac{1}{2}\\right)", 0.5),
-    ("-2\\sqrt{3}", -2 * ROOT3),
-    # no number, or not one
-    ("", None), ("-", None), (".", None), ("x", None), ("5x", None), ("5xy", None), ("x+1", None),
-    ("2+3", None), ("3-4", None), ("3:4", None), ("3:2", None), ("2*3", None), ("5 or 6", None),
-    ("3 to 5", None), ("1/2/3", None), ("2020-05-01", None), ("12:30", None), ("1.2.3", None),
-    ("5 a b c d", None), ("nan", None), ("inf", None), ("infinity", None), ("1_000", None), ("0x10", None),
-    ("9^9^9^9^9", None), ("1990s", None), ("5 s", 5), ("1e999", None), ("1e308 million", None),
-    ("\\sqrt{-1}", None), ("10^(400)", None), ("(-8)^(1/3)", None), ("√", None), ("π(", None),
-    ("\\sqrt[3]{8}", None), ("two or three", None), ("5k", None), ("²", None), ("١٢", 12), ("5²", 25),
-    ("3 = x", None), ("1" * 400, None),
-])
-def test_number(text, value):
-    assert number(text) == (pytest.approx(value, rel=1e-12) if value is not None else None)
-
-
-# --------------------------------------------------------------------------------------------------- the same
-
-@pytest.mark.parametrize("text, plain", [
-    ("The Red Car.", "red car"), ("a", "a"), ("A dog", "dog"), ("an apple", "apple"), ("$x + 1$", "x+1"),
-    ("x  +1", "x+1"), ("(B)", "b"), ("( 1 , 2 )", "(1, 2)"), ("\\text{red}", "red"),
-    ("\\mathrm{cm}^2", "cm^2"), ("\\text{a \\textbf{b}}", "a b"), ("\\frac{1}{2}", "1/2"),
-    ("\\dfrac{x+1}{2}", "(x+1)/2"), ("\\frac{1}{2\\pi}", "1/(2π)"), ("\\frac{\\sqrt{3}}{2}", "√3/2"),
-    ("\\tfrac12", "1/2"), ("2\\cdot 3", "2*3"), ("2 × 3", "2*3"), ("−1", "-1"), ("Ａ，Ｂ", "a, b"),
-    ("1,234", "1234"), ("1,234,5", "1, 234, 5"), ("\"yes\"", "yes"), ("the", "the"), ("the a", "a"), ("", ""),
-    ("  \n", ""), ("x^{2}", "x^2"), ("\\left( x \\right)", "x"), ("\\pi r^2", "π r^2"), ("pie", "pie"),
-    ("[C]", "c"), ("f(x)", "f(x)"), ("well-known", "well-known"), ("**bold**", "bold"),
-])
-def test_normalise(text, plain):
-    assert normalise(text) == plain
-
-
-EQUAL = [
-    ("Red", "red."), ("the red car", "red car"), ("$\\frac12$", "0.5"), ("0.5", "1/2"),
-    ("\\frac{1}{2}", "\\dfrac{2}{4}"), ("1,234", "1234"), ("1234.0", "1,234"),
-    ("40°", "40"), ("40 degrees", "40^\\circ"), ("5 cm", "5"), ("5 centimeters", "5cm"),
-    ("5 cm^2", "5 square centimeters"), ("50%", "50"), ("50 %", "50 percent"), ("5 m^2", "5 m²"),
-    ("2\\sqrt{3}", "\\sqrt{12}"), ("2π", "6.283185307"), ("\\frac{\\sqrt{3}}{3}", "\\frac{1}{\\sqrt{3}}"),
-    ("3 1/2", "3.5"), ("two", "2"), ("two points", "2"), ("x=5", "5"),
-    ("x + 1", "$x+1$"), ("\\frac{x}{2}", "x/2"), ("(1, 2)", "(1,2)"), ("(1, 0.5)", "(1, \\frac{1}{2})"),
-    ("1, 2", "(1, 2)"), ("A, C", "A and C"), ("a;b", "a, b"), ("red, blue, and green", "red, blue, green"),
-    ("-5", "−5"), ("1e3", "1000"), ("5 million", "5,000,000"), ("1 apple", "1 apples"), ("0", "-0"),
-    ("0.1", "0.10000000001"), ("$12", "12 dollars"), ("(5)", "5"), ("3 hours", "3 h"), ("Ｃ", "c"),
-]
-DIFFERENT = [
-    ("94.2", "94"), ("5 cm", "5 m"), ("5 cm", "5 cm^2"), ("0.012", "0.01"), ("15", "5"), ("-5", "5"),
-    ("50%", "0.5"), ("5x", "5"), ("2+3", "5"), ("6.28", "2π"), ("0.33", "1/3"), ("", "5"),
-    ("(1, 2)", "(2, 1)"), ("(1, 2)", "[1, 2]"), ("1, 2, 3", "1, 2"), ("1, 2", "1"), ("red", "dark red"),
-    ("x+1", "x-1"), ("Joint-CNN", "CNN"), ("1,234", "1.234"), ("40°", "40%"), ("€5", "¥5"), ("3-4", "-1"),
-    ("1" * 600, "1" * 601), ("\\frac{1}{2}", "12"), ("12", "1, 2"), ("yes", "no"), ("x", "y"),
-    ("3 1/2", "31/2"), ("5", ""), ("a, b", "ab"), ("1e3", "1e4"), ("5 kg", "5 g"), ("?", "!"), ("*", ""),
-    ("1990s", "1990"),
-]
-
-
-@pytest.mark.parametrize("one, other", EQUAL)
-def test_same_answer(one, other):
-    assert same_answer(one, other) and same_answer(other, one)
-
-
-@pytest.mark.parametrize("one, other", DIFFERENT)
-def test_different_answers(one, other):
-    assert not same_answer(one, other) and not same_answer(other, one)
-
-
-def test_a_difference_of_a_millionth_counts():
-    assert same_answer("1000000", "1000000.9") and not same_answer("1000000", "1000001.1")
-
+# ---------------------------------------------------------------------------------------- all of it together
 
 @pytest.mark.parametrize("gold, kind", [
     ("A", "letter"), ("(b)", "letter"), ("(B)", "letter"), ("H", "letter"), ("$C$", "letter"),
@@ -339,7 +238,7 @@ def test_matches(response, gold, choices, right):
     ("red " * 20, {"A": "red", "B": "blue"}, None), ("red or blue", {"A": "red", "B": "blue"}, None),
     ("**C**", "ABCD", "C")])
 def test_harness_letter(text, options, option):
-    assert harness_letter(text, options) == option
+    assert harness.letter(text, options) == option
 
 
 @pytest.mark.parametrize("text, option", [
@@ -347,7 +246,7 @@ def test_harness_letter(text, options, option):
     ("<answer>the d is it</answer> B", "E"), ("d", "D"), ("Best answer: D", "B"), ("f", None),
     ("we all say that it is nothing of all that was said", None), ("The answer is", "A"), ("(", "A")])
 def test_harness_first_capital(text, option):
-    assert harness_first_capital(text) == option
+    assert harness.first_capital(text) == option
 
 
 @pytest.mark.parametrize("text, said", [
@@ -355,25 +254,18 @@ def test_harness_first_capital(text, option):
     ("There is no dog", "no"), ("", None), ("yes/no", None), ("I know", None), ("Yes.", "yes"),
     ("a. " * 32 + "yes.", None), ("a. " * 31 + "yes.", "yes")])
 def test_harness_yes_no(text, said):
-    assert harness_yes_no(text) == said
+    assert harness.yes_no(text) == said
 
 
 @pytest.mark.parametrize("text, option", [
     ("Answer: H", "H"), ("so the Answer is B. Answer: <C>", "C"), ("C", "C"), ("Answer: **C**", None),
     ("The Answer is C", None), ("", None), ("Because", "B")])
 def test_harness_wemath_letter(text, option):
-    assert harness_wemath_letter(text) == option
+    assert harness.wemath_letter(text) == option
 
 
 # -------------------------------------------------------------------------------------------- any text at all
 
-PIECES = ["\\boxed{", "{", "}", "<think>", "</think>", "<answer>", "</answer>", "Answer:", "the answer is ",
-          "**", "$", "\n", " ", "A", "B", "a ", "the ", "yes", "no ", "not ", ",", "1", "2.5", "-", "/", "(",
-          ")", "\\frac{", "\\text{", "\\sqrt", "^", "π", "%", "°", "and ", ". ", '"answer": ', '"', "[", "]",
-          "Ａ", "（", "×", "½", "e5", "\\", "x=", "cm", "²", "İ", "ß", "\u0345", "1,234", "\\left(", "√",
-          "答案"]
-anything = st.one_of(st.text(max_size=60), st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=3)),
-                                                   max_size=25).map("".join))
 dictionaries = st.dictionaries(st.sampled_from("ABCDEFGH"), anything, max_size=5)
 
 
@@ -383,26 +275,11 @@ def test_no_text_makes_it_fail(text, other, options):
     assert isinstance(final_span(text), str) and kind_of(text) in ("letter", "yes_no", "number", "text")
     assert letter(text) in {None, *"ABCD"} and letter(text, options) in {None, *options}
     assert letters(text) <= set("ABCDE") and letters(text, options) <= set(options)
-    assert yes_no(text) in {None, "yes", "no"} and harness_yes_no(text) in {None, "yes", "no"}
-    value = number(text)
-    assert value is None or abs(value) < float("inf")
+    assert yes_no(text) in {None, "yes", "no"} and harness.yes_no(text) in {None, "yes", "no"}
     assert matches(text, other, options) in (True, False) and matches(text, other) in (True, False)
-    assert harness_letter(text, options) in {None, "Z", *options, *"ABCD"}
-    assert harness_first_capital(text) in {None, *"ABCDE"}
-    assert harness_wemath_letter(text) in {None, *"ABCDEFGH"}
-
-
-@settings(max_examples=400, deadline=None)
-@given(anything, anything)
-def test_same_answer_is_symmetric_and_reflexive_and_normalise_idempotent(one, other):
-    assert normalise(normalise(one)) == normalise(one)
-    assert same_answer(one, one) and same_answer(one, normalise(one))
-    assert same_answer(one, other) is same_answer(other, one)
-
-
-@given(st.floats(allow_nan=False, allow_infinity=False, width=32))
-def test_numbers_as_python_writes_them(value):
-    assert number(repr(value)) == value and same_answer(repr(value), f"{value:.17e}")
+    assert harness.letter(text, options) in {None, "Z", *options, *"ABCD"}
+    assert harness.first_capital(text) in {None, *"ABCDE"}
+    assert harness.wemath_letter(text) in {None, *"ABCDEFGH"}
 
 
 @given(st.sampled_from("ABCD"), st.sampled_from(["{}", "({})", "**{}**", "\\boxed{{{}}}", "Answer: {}",
@@ -413,8 +290,8 @@ def test_what_is_thought_does_not_count(option, form, thoughts):
     assert letter(f"<think>{thoughts}</think>" + form.format(option)) == option
 
 
-FUNCTIONS = [letters, yes_no, normalise, harness_letter, harness_first_capital, harness_yes_no,
-             harness_wemath_letter, lambda text: letter(text, COLOURS),
+FUNCTIONS = [letters, yes_no, normalise, harness.letter, harness.first_capital, harness.yes_no,
+             harness.wemath_letter, lambda text: letter(text, COLOURS),
              lambda text: letter(f"The answer is {text}x"),
              lambda text: matches(text, "5"), lambda text: same_answer(text, text + " ")]
 
