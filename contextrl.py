@@ -94,12 +94,11 @@ def verify(engine: Engine, verifier: VerifierLike, rollouts_P: list[Rollout], re
 
 def roll_back(r: Rollout, config: Config) -> grpo.Group:
     """Context rollback: kept retries become further responses to the ORIGINAL prompt, with their own ids.
-    Here verdicts become rewards (DAPO: less its length penalty)."""
+    Here verdicts become rewards (DAPO: and lengths penalties)."""
     def member(drawn: Sample, verdict: Verdict) -> grpo.Member:
-        reward = verdict.reward
-        if reward is not None and config.method == "dapo":
-            reward += grpo.overlong_penalty(len(drawn.ids), config.max_new_tokens, config.overlong_buffer)
-        return grpo.Member(drawn.ids, drawn.logprobs, reward)
+        penalty = grpo.overlong_penalty(len(drawn.ids), config.max_new_tokens, config.overlong_buffer)
+        return grpo.Member(drawn.ids, drawn.logprobs, verdict.reward,
+                           penalty=penalty if config.method == "dapo" else 0.0)
 
     sampled = [member(s, v) for s, v in zip(r.samples_G, r.verdicts_G, strict=True)]
     recovered = [member(s, v) for s, v, kept
@@ -134,7 +133,12 @@ def sample_rollouts(p: Parts) -> tuple[list[Rollout], dict]:
             break
     run.cursor = cursor
     rollouts = rollouts if engine.leader else []            # tensor parallel ranks all hold the same
-    return rollouts, statistics(rollouts)
+    metrics = statistics(rollouts)
+    if metrics["response_length"] == 0:
+        raise NothingSampled(f"all prompts of step {run.step + 1} are too long for the engine")
+    if metrics["truncated_share"] == 1:
+        run.print(f"step {run.step + 1}: every response ran into --max_new_tokens {config.max_new_tokens}")
+    return rollouts, metrics
 
 
 def recorded_rollouts(p: Parts) -> tuple[list[Rollout], dict]:
@@ -160,16 +164,21 @@ def reference_rollouts(p: Parts) -> tuple[list[Rollout], dict]:
     return [reference(query) for query in batch[p.run.rank::p.run.world]], {}
 
 
+class NothingSampled(RuntimeError):
+    """A whole step without a response."""
+
+
 def raise_on_all_ranks(work, *arguments):
-    """work(*arguments) on every rank.  If the verifier gives up on one, all stop and none waits for ever."""
-    result, failure = None, ""
+    """work(*arguments) on every rank.  If the verifier gives up on one, or the policy's numbers are none, all
+    stop and no rank waits for ever."""
+    result, failure = None, None
     try:
         result = work(*arguments)
-    except VerifierUnreliable as error:
-        failure = str(error)
+    except (VerifierUnreliable, FloatingPointError) as error:
+        failure = error
     failures = list(filter(None, all_gather(failure)))
     if failures:
-        raise VerifierUnreliable(failures[0])
+        raise failures[0]
     return result
 
 
@@ -325,7 +334,7 @@ def main() -> None:
             time.sleep(5)
         print(f"error{f' on rank {rank}' if rank else ''}: {error}", file=sys.stderr)
         sys.exit(2)
-    except (VerifierUnreliable, FloatingPointError) as error:           # raised on all ranks
+    except (VerifierUnreliable, FloatingPointError, NothingSampled) as error:         # raised on all ranks
         if int(os.environ.get("RANK", 0)) == 0:
             print(f"stopped: {error}; --resume goes on from the last checkpoint", file=sys.stderr)
         sys.exit(3)

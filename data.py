@@ -298,17 +298,28 @@ class Processor:
             self.image_processor.size["longest_edge"] = max_pixels
         config = AutoConfig.from_pretrained(model)
         self.image_id = config.image_token_id
-        self.special_tokens = [str(t) for t in self.tokenizer.added_tokens_decoder.values() if t.special]
-        self.eos_id = self.tokenizer.eos_token_id
-        self.pad_id = self.tokenizer.pad_token_id
+        special = {i: str(t) for i, t in self.tokenizer.added_tokens_decoder.items() if t.special}
+        self.special_tokens = list(special.values())
+        # What ends the assistant's turn is the chat template's to say: the tokenizer may name another token.
+        tail = self._after_response("?")
+        ends = [i for i, text in special.items() if tail.startswith(text)]
+        self.eos_id = ends[0] if ends else self.tokenizer.eos_token_id
+        if self.eos_id is None:
+            raise ValueError("neither chat template nor tokenizer names a token that ends a response")
+        self.pad_id = self.eos_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
         # A policy may sample ids that only the processor may write; the number of placeholders would then
         # disagree with the number of image features and the trainer's forward pass would raise.
         self.forbidden_ids = sorted({self.image_id, config.video_token_id, config.vision_start_token_id,
                                      config.vision_end_token_id,
                                      *range(len(self.tokenizer), config.text_config.vocab_size)})
-        probe = self.encode(self._chat([user_turn(Query("", ["image"], "?", "", ""))]))
-        if probe.count(self.image_id) != 1:
+        if len(self.tokenizer) > config.text_config.vocab_size:
+            raise ValueError(f"the tokenizer has {len(self.tokenizer)} ids, the model's embedding "
+                             f"{config.text_config.vocab_size}")
+        probe = self._chat([user_turn(Query("", ["image"], "?", "", ""))])
+        if self.encode(probe).count(self.image_id) != 1:
             raise ValueError("tokenizer and chat template do not write one placeholder for one image")
+        # A template may open the thoughts before the response begins.
+        self.thought = "<think>\n" if "<think>" in probe.rpartition("?")[2].rpartition("</think>")[2] else ""
         self.picture = lru_cache(maxsize=64)(self._picture)   # a step's pictures, not an epoch's
         self.pixels = lru_cache(maxsize=64)(self._pixels)
 
@@ -367,13 +378,9 @@ class Processor:
         """
         for token in self.special_tokens:
             message = message.replace(token, " ")       # not "": what is left and right might join to another
-        marker = "@@response@@"
-        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": marker},
-                 {"role": "user", "content": message}]
-        tail = self._chat(turns).split(marker, 1)[1]
-        if response_ids and response_ids[-1] == self.eos_id:        # the response already closed its turn
-            tail = tail.removeprefix(self.tokenizer.eos_token)
-        added = list(response_ids) + self.encode(tail)
+        tail = self.encode(self._after_response(message))
+        closed = bool(response_ids) and response_ids[-1] == self.eos_id == tail[0]
+        added = list(response_ids) + tail[closed:]
         if self.image_id in added:
             raise DataError("an image placeholder in a response or a message: it has no image")
         more = np.broadcast_to(prompt.next_position + np.arange(len(added)), (3, len(added)))
@@ -387,8 +394,16 @@ class Processor:
         return self.encode(text) + [self.eos_id]
 
     def decode(self, ids: list[int]) -> str:
-        """Text of response ids, for people and verifiers; never encoded again."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        """Text of response ids, for people and verifiers; never encoded again.  It begins with <think> if the
+        chat template wrote that."""
+        return self.thought + self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+    def _after_response(self, message: str) -> str:
+        """What the template writes behind an assistant's text that is followed by a user's `message`."""
+        marker = "@@response@@"
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": marker},
+                 {"role": "user", "content": message}]
+        return self._chat(turns).split(marker, 1)[1]
 
     def _chat(self, turns: list[dict]) -> str:
         """Up to where the assistant's turn opens."""

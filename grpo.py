@@ -59,6 +59,7 @@ class Member:
     reward: float | None             # None: the judge failed; such a member is left out of everything
     rolled_back: bool = False        # drawn in stage 2, trained under the original prompt
     advantage: float = 0.0
+    penalty: float = 0.0             # DAPO's, for length: moves the advantage, not what becomes of the group
 
 
 @dataclass
@@ -72,8 +73,7 @@ class Group:
 
 
 def advantages(rewards: list[float], scale: float = 1.0) -> list[float]:
-    """(A)  A_k = λ (R_k - μ) / (σ + ε), μ and population σ over the whole group.  Section 2.1.2, eq. before
-    (1).
+    """(A)  A_k = λ (R_k - μ) / (σ + ε), μ and population σ over the whole group.  Section 2.1.2.
 
     Eight negatives and one recovered positive, λ = 0.5:
 
@@ -108,8 +108,8 @@ def form_group(prompt, sampled: list[Member], recovered: list[Member], mixed_sca
     else:
         group = Group(prompt, members, GroupKind.ONLINE, name)
     scale = mixed_scale if group.kind is GroupKind.MIXED else 1.0
-    rewards += [m.reward for m in recovered if m.reward is not None]
-    for m, advantage in zip(group.members, advantages(rewards, scale), strict=True):
+    shaped = [m.reward + m.penalty for m in group.members if m.reward is not None]
+    for m, advantage in zip(group.members, advantages(shaped, scale), strict=True):
         m.advantage = advantage
     return group
 

@@ -27,7 +27,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
-from data import Processor, Prompt, Query, load_model
+from data import DataError, Processor, Prompt, Query, load_model
 
 
 class SampleStatus(StrEnum):
@@ -159,6 +159,9 @@ def rank_and_world() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
+NOT_FINITE = "the policy's log-probs are not finite: its weights hold NaN or infinity"
+
+
 def too_long() -> Sample:
     return Sample([], [], SampleStatus.TOO_LONG, "")
 
@@ -174,6 +177,10 @@ class HFEngine:
         self.temperature, self.max_new_tokens, self.max_rows = temperature, max_new_tokens, max_rows
         self.forbidden = torch.tensor(processor.forbidden_ids, device=model.device)
         self.replica, self.replicas = rank_and_world()
+        context = model.config.text_config.max_position_embeddings
+        self.limit = context - max_new_tokens                           # of a prompt
+        if self.limit < 1:
+            raise DataError(f"{max_new_tokens} new tokens leave no room in a context of {context}")
 
     @torch.no_grad()
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
@@ -192,15 +199,14 @@ class HFEngine:
 
     def generate(self, requests: list[Request], temperature: float | None = None) -> list[list[Sample]]:
         temperature = self.temperature if temperature is None else temperature
-        limit = self.model.config.text_config.max_position_embeddings - self.max_new_tokens
         batches: list[list[Request]] = [[]]
-        for request in (r for r in requests if len(r.prompt.ids) <= limit):
+        for request in (r for r in requests if len(r.prompt.ids) <= self.limit):
             if sum(len(r.seeds) for r in [*batches[-1], request]) > self.max_rows and batches[-1]:
                 batches.append([])
             batches[-1].append(request)
         drawn = iter([samples for batch in filter(None, batches)
                       for samples in self._generate(batch, temperature)])
-        return [next(drawn) if len(request.prompt.ids) <= limit else [too_long() for _ in request.seeds]
+        return [next(drawn) if len(request.prompt.ids) <= self.limit else [too_long() for _ in request.seeds]
                 for request in requests]
 
     @torch.no_grad()
@@ -243,6 +249,8 @@ class HFEngine:
             logits = logits.float()
             logits[:, self.forbidden] = -torch.inf
             logp = torch.log_softmax(logits / temperature if temperature > 0 else logits, dim=-1)  # [rows, V]
+            if logp.isnan().any():
+                raise FloatingPointError(NOT_FINITE)
             if temperature > 0:                                 # inverse of the cumulative distribution
                 cumulative = logp.double().exp().cumsum(-1)
                 drawn = uniform_GT[:, t:t + 1] * cumulative[:, -1:]
@@ -396,6 +404,8 @@ class VLLMEngine:
                 raise RuntimeError(f"vLLM ended a response with {end.finish_reason!r}")
             status = SampleStatus.COMPLETED if end.finish_reason == "stop" else SampleStatus.TRUNCATED
             logprobs = [position[token].logprob for token, position in zip(ids, end.logprobs, strict=True)]
+            if not all(map(math.isfinite, logprobs)):
+                raise FloatingPointError(NOT_FINITE)
             out.append((key, Sample(ids, logprobs, status, self.processor.decode(ids))))
         return out
 

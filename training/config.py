@@ -130,6 +130,8 @@ class Config:
              f"--device must be auto, cpu or cuda, not {self.device}"),
             (self.device == "cuda" and not torch.cuda.is_available(),
              "--device cuda: no CUDA device is available"),
+            (dapo and self.overlong_buffer >= self.max_new_tokens,
+             f"--overlong_buffer {self.overlong_buffer} is not below --max_new_tokens {self.max_new_tokens}"),
             (self.engine_memory >= 1, f"--engine_memory must be below 1, not {self.engine_memory}"),
             (not 0 <= self.judge_max_failed < 1,
              f"--judge_max_failed must be in [0, 1), not {self.judge_max_failed}"),

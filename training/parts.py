@@ -261,9 +261,10 @@ def load_policy(config: Config, run: RunFolder, device: str) -> tuple[Processor,
 def policy_engine(config: Config, processor: Processor, policy: Policy) -> HFEngine | VLLMEngine:
     """Samples the policy.  Starts with its present weights: those of a checkpoint if the run is resumed."""
     if config.engine == "vllm":
-        engine = VLLMEngine(policy.path, processor, config.temperature, config.max_new_tokens,
-                            config.max_context, config.tensor_parallel, config.engine_memory,
-                            dtype=str(policy.compute_dtype)[6:])
+        with loading(f"engine vllm with {policy.path}"):
+            engine = VLLMEngine(policy.path, processor, config.temperature, config.max_new_tokens,
+                                config.max_context, config.tensor_parallel, config.engine_memory,
+                                dtype=str(policy.compute_dtype)[6:])
     else:                               # shards cannot generate: the engine then has a whole copy of its own
         model = policy.whole_copy() if policy.sharded else policy.model
         engine = HFEngine(model, processor, config.temperature, config.max_new_tokens)
