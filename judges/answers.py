@@ -205,9 +205,12 @@ def yes_no(text: str) -> str | None:
     """
     span = final_span(text)
     words = (span or after_thinking(text)).translate(SIGNS).casefold()
+    if chinese := re.match(r"\W*(?:(不是|不对|不正确|否|错误?|没有)|是的?|对|正确)(?:\W|$)", words):
+        return "no" if chinese[1] else "yes"
     words = re.sub(r"\b(?:no (?:doubt|matter|problem|wonder)|yes (?:or|and) (?:a )?no|yes/no)\b", "", words)
-    if first := re.match(r"\W*(?:there (?:is|are|was|were) )?(yes|no)\b", words):
-        return first[1]
+    first = re.match(r"\W*(?:there (?:is|are|was|were) )?(?:(yes|yeah|yep|true)|no|nope|nah|false)\b", words)
+    if first:
+        return "yes" if first[1] else "no"
     # In a long text without a final answer, only its very end counts besides its beginning.
     found = set(re.findall(r"\b(?:yes|no)\b", words) if span else
                 re.findall(r"\b(?:yes|no)\b(?=\W*$)", words[-40:]))
@@ -225,7 +228,7 @@ def kind_of(answer: str) -> str:
     answer = clean(answer.translate(SIGNS))
     if re.fullmatch(r"[A-J]|[(\[][A-Ja-j][)\]]", answer):
         return "letter"
-    if answer.casefold() in ("yes", "no"):
+    if answer.casefold() in ("yes", "no", "是", "否"):
         return "yes_no"
     return "text" if number(answer) is None else "number"
 
@@ -246,7 +249,7 @@ def matches(response: str, gold: str, choices: dict[str, str] | None = None) -> 
     if right:
         return letter(response, choices or "ABCDEFGHIJ") == right
     if kind == "yes_no":
-        return yes_no(response) == normalise(gold)
+        return yes_no(response) == yes_no(gold)
     span = final_span(response)
     return bool(span) and same_answer(span, gold)
 

@@ -374,7 +374,7 @@ def parts_of(text: str) -> tuple[str, list[str], bool]:
         return "", [part for one in alternatives for part in split(one, ", |;")], False
     listed = split(text, ", |;")
     if len(listed) > 1:
-        return "", listed, "=" not in listed[0]                        # x=2, 3: alternatives
+        return "", listed, "=" not in listed[0]                           # x=2, y=3
     if re.fullmatch(r"[(\[{].*[)\]}]", text) and len(split(text[1:-1], "$^")) == 1:
         inside = split(text[1:-1], ", |;")
         if len(inside) > 1 or text[0] == "{":
@@ -382,26 +382,33 @@ def parts_of(text: str) -> tuple[str, list[str], bool]:
     return "", [text], True
 
 
-def same(given: str, gold: str, depth: int = 0) -> bool:
-    """same_answer() of normalised texts."""
+def one_name(text: str) -> tuple[str, str]:
+    """As named(), of a text with one relation: x=2, 3 -> ("x", "2, 3"), but x=2, y=3 stays whole."""
+    return named(text) if len(re.findall("[=∈]", text)) == 1 else ("", text)
+
+
+def same(given: str, gold: str, depth: int = 0, loose: bool = False) -> bool:
+    """same_answer() of normalised texts.  `loose`: the values of an unknown, whose order does not count."""
     if given == gold:
         return bool(gold)
     if not given or not gold or depth > 8:
         return False
     if re.fullmatch(r"0\d+", given) or re.fullmatch(r"0\d+", gold):             # a code: 007
         return False
+    (name, rest), (other_name, other_rest) = one_name(given), one_name(gold)
+    if name and other_name and not same_name(name, other_name):
+        return False
+    if name or other_name:
+        return same(rest, other_rest, depth + 1, True)
     brackets, ones, ordered = parts_of(given)
     others_brackets, others, others_ordered = parts_of(gold)
     if len(ones) > 1 or len(others) > 1 or brackets or others_brackets:
-        names = [named(text) for text in (given, gold)]
-        if any(name and parts_of(rest)[1] != [rest] for name, rest in names):            # x∈{1, 2}, x=±2
-            return (not names[0][0] or not names[1][0] or same_name(names[0][0], names[1][0])) and same(
-                names[0][1], names[1][1], depth + 1)
         # (1, 2) is not [1, 2]; both may be 1, 2.
         if len(ones) != len(others) or brackets and others_brackets and brackets != others_brackets:
             return False
         pairs_in_order = all(same(one, other, depth + 1) for one, other in zip(ones, others, strict=True))
-        if pairs_in_order or {brackets, others_brackets} - {"", "{}"} or ordered and others_ordered:
+        if pairs_in_order or {brackets, others_brackets} - {"", "{}"} or (
+                ordered and others_ordered and not loose):
             return pairs_in_order
         left = list(others) if len(others) <= 20 else []
         for one in ones:
@@ -410,13 +417,10 @@ def same(given: str, gold: str, depth: int = 0) -> bool:
                 return False
             left.remove(match)
         return True
-    (name, given), (other_name, gold) = named(given), named(gold)
-    if name and other_name and not same_name(name, other_name):
-        return False
-    if given == gold:
-        return True
-    if name or other_name:
-        return same(given, gold, depth + 1)
+    (name, rest), (other_name, other_rest) = named(given), named(gold)                        # x=2+3=5
+    if (rest, other_rest) != (given, gold):
+        other_thing = name and other_name and not same_name(name, other_name)
+        return not other_thing and same(rest, other_rest, depth + 1)
     if turned(given) == turned(gold):
         return True
     one, other = quantity(given), quantity(gold)

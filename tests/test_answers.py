@@ -182,6 +182,9 @@ def test_letters(text, chosen):
     ("It is a yes or a no", None), ("nothing", None), ("eyes", None), ("not", None), ("<think>yes", None),
     ("I cannot say whether it is so.", None),
     ("The two lines of the text have no end and so they go on.", None), ("maybe", None), ("No matter", None),
+    ("True", "yes"), ("\\boxed{False}", "no"), ("Nah.", "no"), ("Yeah, it is.", "yes"), ("是的。", "yes"),
+    ("否", "no"), ("答案是：不是，因为它太小", "no"), ("\\boxed{正确}", "yes"), ("Trueness", None),
+    ("是什么？", None),
 ])
 def test_yes_no(text, said):
     assert yes_no(text) == said
@@ -219,6 +222,11 @@ def test_kind_of(gold, kind):
     ("so it is Joint CNN", "Joint-CNN", None, False),
     ("red 3 ; blue 2 ; plus 5 ; \\boxed{5}", "5", None, True),
     ("looks so ; \\boxed{ yes }", "yes", None, True), ("\\boxed{two points}", "2", None, True),
+    ("\\boxed{是}", "yes", None, True), ("\\boxed{no}", "否", None, True), ("\\boxed{是}", "否", None, False),
+    ("所以答案是5厘米。", "5 cm", None, True), ("答案：红色", "红色", None, True),
+    ("答案：红色", "蓝色", None, False),
+    ("\\boxed{x = 2 \\text{ or } x = 3}", "x=3, 2", None, True), ("\\boxed{2,3}", "x=2 or x=3", None, True),
+    ("\\boxed{1000001}", "1000000", None, False), ("\\boxed{2\\frac{1}{2}}", "2.5", None, True),
 ])
 def test_matches(response, gold, choices, right):
     assert matches(response, gold, choices) is right
