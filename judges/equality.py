@@ -225,9 +225,10 @@ def unit_of(words: list[str]) -> str:
         return SPELLINGS.get(word, SPELLINGS.get(singular, singular))
     text = " ".join("/".join(map(part, re.split(r"/|每", word))) for word in words).replace(" per ", "/")
     text = re.sub(r"^° ?([cf])(?:elsiu|ahrenheit)?$", r"°\1", text)
-    power = re.match(r"(?:(square|平方)|(?:cubic|立方)) ?(?=.)", text)
+    power = re.match(r"(?:(square|sq\.?|平方)|(?:cubic|立方))(?: |(?=[^ a-z])|$)", text)
     if power:
-        text = f"{part(text[power.end():])}^{2 if power[1] else 3}"
+        base = part(text[power.end():])
+        text = base and f"{base}^{2 if power[1] else 3}"
     return re.sub(r"(?<=m)([23])(?!\w)", r"^\1", text)
 
 
@@ -300,11 +301,12 @@ def number(text: str) -> float | None:
 
 
 def same_number(given: Quantity, gold: Quantity) -> bool:
+    """To the digits that are stated, see the head of this file."""
     a, b = given.value, gold.value
-    gap = abs(a - b)
+    gap, whole = abs(a - b), isinstance(b, Fraction) and b.denominator == 1
     if gap == 0 or isinstance(gap, float) and gap <= 1e-9 * abs(b):          # a root or π, as floats have it
         return True
-    if given.step and gap <= (gold.step or 1) / 10**6:                       # 0.30000000000000004
+    if given.step and (gold.step or whole) and gap <= (gold.step or 1) / 10**9:     # 0.30000000000000004
         return True
     if gold.step:                                                            # the reference was rounded
         rest = a.denominator if isinstance(a, Fraction) else 0
@@ -313,7 +315,6 @@ def same_number(given: Quantity, gold: Quantity) -> bool:
                 rest //= prime
         finer = given.step < gold.step if given.step else rest != 1          # 1/3, √2
         return gold.digits >= 3 and finer and gap <= gold.step / 2
-    whole = isinstance(b, Fraction) and b.denominator == 1
     return bool(given.step) and not whole and given.digits >= 5 and gap < given.step
 
 
@@ -435,11 +436,9 @@ def same_name(one: str, other: str) -> bool:
 
 
 def turned(text: str) -> str:
-    """3<x -> x>3, b=a -> a=b: the sides of a relation in one order."""
-    found = re.fullmatch(r"([^<>≤≥=≠]+)([<>≤≥=≠])([^<>≤≥=≠]+)", text)
-    if not found or found[1] >= found[3]:
-        return text
-    return f"{found[3]}{TURNED.get(found[2], found[2])}{found[1]}"
+    """5>x>2 -> 2<x<5, b=a -> a=b: the sides of relations in one order."""
+    back = "".join(TURNED.get(side, side) for side in reversed(re.split("([<>≤≥=≠])", text)))
+    return min(text, back)
 
 
 def same_answer(given: str, gold: str) -> bool:

@@ -112,9 +112,11 @@ EQUAL = [
     ("x=3, 2", "x=2 or x=3"), ("x = 2, 3", "3, 2"), ("x=2, 3", "x=3, 2"), ("P=(1,2)", "(1, 2)"),
     ("A 或 B", "B or A"), ("red and blue", "blue and red"), ("y=3, x=2", "x=2, y=3"),
     # relations turned round, names that may be left out
-    ("x > 3", "3 < x"), ("5 = x", "x = 5"), ("8 + 2 = 10", "10"), ("y = 2x + 1", "2x+1"), ("AB = 7 cm", "7"),
+    ("x > 3", "3 < x"), ("2 < x ≤ 5", "5 ≥ x > 2"), ("5 = x", "x = 5"), ("8 + 2 = 10", "10"),
+    ("y = 2x + 1", "2x+1"), ("AB = 7 cm", "7"),
     # units: of one kind, converted; Chinese ones
-    ("1.5 m", "150 cm"), ("36 km/h", "10 m/s"), ("2 L", "2000 cm³"), ("90 minutes", "1.5 h"),
+    ("12 square units", "12"), ("12 sq cm", "12 cm²"), ("1.5 m", "150 cm"), ("36 km/h", "10 m/s"),
+    ("2 L", "2000 cm³"), ("90 minutes", "1.5 h"),
     ("0.4", "40%"),
     ("5厘米", "5 cm"), ("3 平方米", "3 m²"), ("１２元", "¥12"), ("5米/秒", "5 m/s"),
     ("2公斤", "2000 g"), ("3个", "3"),
@@ -169,7 +171,7 @@ def test_different_answers(one, other):
     ("1.7321", "3", False), ("6.2852", "2π", False), ("3.14", "3.14159", False),
     # Nothing was rounded; floats have their dust.
     ("5.0", "5", True), ("5", "5.0", True), ("0.1", "0.10", True), ("0.30000000000000004", "0.3", True),
-    ("5.2", "5", False), ("5.0001", "5", False), ("5", "4.9", False)])
+    ("0.0000001", "1/3000000", False), ("5.2", "5", False), ("5.0001", "5", False), ("5", "4.9", False)])
 def test_a_tolerance_is_that_of_the_digits_that_are_stated(given, gold, right):
     assert same_answer(given, gold) is right
 
