@@ -41,6 +41,7 @@ from policy import Auxiliary, all_gather, all_sum
 from reward import JudgeError, Verdict, VerifierLike, VerifierUnreliable, is_independent
 from sampler import Engine, Rollout, Sample, on_leader, resample, sample
 from tools.files import write_whole
+from tools.programs import Stopped
 from training.config import Config, read_config
 from training.continuous import two_stages
 from training.parts import RULE, Parts, assemble, counted_families, data_note, takes_turns
@@ -135,7 +136,7 @@ def sample_rollouts(p: Parts) -> tuple[list[Rollout], dict]:
     rollouts = rollouts if engine.leader else []            # tensor parallel ranks all hold the same
     metrics = statistics(rollouts)
     if metrics["response_length"] == 0:
-        raise NothingSampled(f"all prompts of step {run.step + 1} are too long for the engine")
+        raise Stopped(f"all prompts of step {run.step + 1} are too long for the engine")
     if metrics["truncated_share"] == 1:
         run.print(f"step {run.step + 1}: every response ran into --max_new_tokens {config.max_new_tokens}")
     return rollouts, metrics
@@ -162,10 +163,6 @@ def reference_rollouts(p: Parts) -> tuple[list[Rollout], dict]:
     batch = next_items(p.queries, p.run.cursor, p.config.queries_per_step, p.config.seed)
     p.run.cursor += len(batch)
     return [reference(query) for query in batch[p.run.rank::p.run.world]], {}
-
-
-class NothingSampled(RuntimeError):
-    """A whole step without a response."""
 
 
 def raise_on_all_ranks(work, *arguments):
@@ -245,8 +242,8 @@ def train(config: Config) -> Path:
     if run.step == 0 and not run.checkpoint:
         run.log({"step": 0} | evaluate(p, at_ends=True))
 
-    with progress_bar(p) as bar, run.checkpoint_on(VerifierUnreliable, p.policy):
-        while run.step < run.last_step:
+    with run.at_work(p.policy), progress_bar(p) as bar:
+        while run.goes_on():
             # Sample, verify, resample, filter, roll back (or take what was recorded, or the references).
             began = time.time()
             rollouts, metrics = next_rollouts(p)
@@ -259,7 +256,7 @@ def train(config: Config) -> Path:
             collected = time.time()
             metrics |= {} if config.rollout_only else update(p, rollouts)
             metrics |= {"time/rollout": collected - began, "time/update": time.time() - collected}
-            run.step += 1
+            run.end_step()
 
             # Evaluate when due, write.
             try:
@@ -334,10 +331,15 @@ def main() -> None:
             time.sleep(5)
         print(f"error{f' on rank {rank}' if rank else ''}: {error}", file=sys.stderr)
         sys.exit(2)
-    except (VerifierUnreliable, FloatingPointError, NothingSampled) as error:         # raised on all ranks
+    except (VerifierUnreliable, FloatingPointError, Stopped) as error:                # raised on all ranks
         if int(os.environ.get("RANK", 0)) == 0:
             print(f"stopped: {error}; --resume goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(getattr(error, "code", 3))
+    except OSError as error:                                           # of this rank alone: a full disk, say
+        print(f"stopped: {error}; --resume goes on from the last checkpoint", file=sys.stderr)
         sys.exit(3)
+    except KeyboardInterrupt:
+        sys.exit(130)
     finally:
         gc.collect()             # gloo aborts a process whose group goes while a sharded model still holds it
         if dist.is_initialized() and "vllm" not in sys.modules:  # vLLM clears up at exit, the groups included

@@ -31,7 +31,7 @@ from benchmarks.wording import HARNESSES, prompt_of, prompt_templates
 from data import DataError, Query
 from judges.answers import final_span
 from sampler import Engine, Request, SampleStatus, seed_of
-from tools.files import append_rows, read_json, read_rows, write_rows, write_whole
+from tools.files import append_rows, read_json, read_rows, weights_digest, write_rows, write_whole
 from tools.programs import one_line_errors
 from training.parts import loading, model_path, open_engine
 
@@ -69,20 +69,6 @@ class LazyEngine:
 
 # ------------------------------------------------------------------------------------------------- settings
 
-def model_digest(model: str) -> str:
-    """Which weights: of a folder names, sizes, and the first and last megabyte of every weight file; a hub id
-    as it is."""
-    if not Path(model).is_dir():
-        return model
-    digest = hashlib.blake2b(digest_size=8)
-    for file in sorted(Path(model).glob("*.safetensors")):
-        with open(file, "rb") as weights:
-            digest.update(f"{file.name} {file.stat().st_size} ".encode() + weights.read(1 << 20))
-            weights.seek(max(0, file.stat().st_size - (1 << 20)))
-            digest.update(weights.read())
-    return digest.hexdigest()
-
-
 def saved_json(file: Path, *names: str) -> dict:
     """A JSON file of an earlier command, with an object under each of `names`."""
     try:
@@ -96,7 +82,7 @@ def saved_json(file: Path, *names: str) -> dict:
 
 def load_or_make_settings(args, folder: Path) -> dict:
     """settings.json of a new run; a run that has samples only goes on with the same settings."""
-    settings = {name: getattr(args, name) for name in SETTINGS} | {"weights": model_digest(args.model)}
+    settings = {name: getattr(args, name) for name in SETTINGS} | {"weights": weights_digest(args.model)}
     if not any((folder / f"{name}.jsonl").is_file() for name in BENCHMARKS):
         return {"settings": settings, "prompts": {}}
     saved = saved_json(folder / "settings.json", "settings", "prompts")

@@ -27,7 +27,6 @@ before you publish rows.
 """
 
 import argparse
-import fcntl
 import heapq
 import json
 import os
@@ -55,7 +54,7 @@ from recipe.stages import (
     kept_rows,
 )
 from sampler import seed_of
-from tools.files import append_rows, read_json, read_rows, write_whole
+from tools.files import append_rows, lock_folder, read_json, read_rows, write_whole
 from tools.pages import markdown_table
 from tools.programs import one_line_errors
 from training.parts import model_fingerprint, model_path, open_verifier, runs_in_process
@@ -110,11 +109,7 @@ def run_stage(name: str, source: Iterable[dict], work: Stage, args) -> None:
 
 def build(args) -> None:
     (args.out / "images").mkdir(parents=True, exist_ok=True)
-    with open(args.out / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise DataError(f"another build is at work in {args.out}") from None
+    with lock_folder(args.out, "build"):
         settings = settings_of(args)
         check_unchanged(args.out / "manifest.json", settings)
         turns = finevision_turns(args.finevision, args.seed, args.limit, args.revision)

@@ -7,11 +7,8 @@ a wrong answer.
 """
 
 import json
-import shutil
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -69,97 +66,6 @@ def requests(monkeypatch) -> list:
         return generate(self, requests, temperature)
     monkeypatch.setattr(HFEngine, "generate", spy)
     return seen
-
-
-# ----------------------------------------------------------------------------------------- stop, kill, resume
-
-@pytest.mark.parametrize("method, minibatches", [("contextrl", 2), ("dapo", 1)])
-def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(world, tmp_path, method, minibatches):
-    settings = {"method": method, "minibatches": minibatches, "steps": 4,
-                "eval_data": world / "heldout.jsonl"}
-    whole = train(world / "train.jsonl", tmp_path / "whole", **settings)
-    train(world / "train.jsonl", tmp_path / "parts", **settings, stop_after=2)
-    assert [row["step"] for row in metrics(tmp_path / "parts")] == [0, 1, 2]
-    assert not (tmp_path / "parts" / "summary.json").exists()
-    parts = train(world / "train.jsonl", tmp_path / "parts", "--resume", **settings)
-
-    assert_same_run(whole, parts)
-    assert [row["step"] for row in metrics(parts)] == [0, 1, 2, 3, 4]
-    assert any(row["trained_tokens"] for row in metrics(parts)[3:])    # something was learned after the break
-    start, end = (load_file(folder / "model.safetensors") for folder in (Path(MODEL), last_checkpoint(parts)))
-    assert any(not torch.equal(start[name].float(), end[name]) for name in start)
-    cursor = json.loads((last_checkpoint(parts) / "state.json").read_text())["cursor"]
-    assert cursor > 16 if method == "dapo" else cursor == 16               # DAPO drew more than 4 x 4 queries
-    summaries = [json.loads((run / "summary.json").read_text()) | {"wall_seconds": 0}
-                 for run in (whole, parts)]
-    assert summaries[0] == summaries[1]
-
-    train(world / "train.jsonl", tmp_path / "parts", "--resume", **settings)       # nothing left to do
-    assert_same_run(whole, parts)
-
-
-@pytest.mark.parametrize("survives", [None, "step-000002"])
-def test_steps_after_the_last_checkpoint_are_done_again(world, tmp_path, survives):
-    """Killed while a checkpoint was being written: rows of later steps are there, their weights are not."""
-    whole = train(world / "train.jsonl", tmp_path / "whole", steps=4)
-    killed = train(world / "train.jsonl", tmp_path / "killed", steps=4, save_every=2, stop_after=3)
-    for checkpoint in (killed / "checkpoints").iterdir():
-        if checkpoint.name != survives:
-            checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.1"))     # the name of unfinished ones
-    train(world / "train.jsonl", killed, "--resume", steps=4)
-    assert_same_run(whole, killed)
-
-
-def test_a_half_written_checkpoint_is_in_nobodys_way(world, tmp_path):
-    run = train(world / "train.jsonl", tmp_path / "run", steps=2, stop_after=1)
-    half = run / "checkpoints" / ".step-000002.partial"
-    half.mkdir()
-    (half / "model.safetensors").write_bytes(b"half")
-    train(world / "train.jsonl", run, "--resume", steps=2)
-    assert_same_run(train(world / "train.jsonl", tmp_path / "whole", steps=2), run)
-
-
-def test_kill_dash_nine(world, tmp_path):
-    settings = {"steps": 8, "save_every": 1}
-    killed = tmp_path / "killed"
-    process = subprocess.Popen([sys.executable, "contextrl.py",
-                                *arguments(world / "train.jsonl", killed, **settings)],
-                               cwd=ROOT, env=ALONE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.time() + 120
-        file = killed / "metrics.jsonl"
-        while not file.exists() or len(file.read_bytes().splitlines()) < 3:
-            assert process.poll() is None and time.time() < deadline
-            time.sleep(0.005)
-    finally:
-        process.kill()
-    assert process.wait(30) == -signal.SIGKILL
-    done = (killed / "metrics.jsonl").read_bytes().count(b"\n") - 1
-    assert 2 <= done < 8
-    with open(killed / "metrics.jsonl", "a") as file:
-        file.write('{"step": 99, "rew')                                    # torn in the middle of a line
-    with open(killed / "rollouts.jsonl", "ab") as file:
-        file.write('{"step": 99, "question": "3 ×'.encode()[:-1])          # torn in the middle of a character
-
-    train(world / "train.jsonl", killed, "--resume", **settings)
-    assert_same_run(train(world / "train.jsonl", tmp_path / "whole", **settings), killed)
-
-
-def test_resume_with_a_model_from_the_hub(world, tmp_path):
-    """`--model org/name` is no folder.  A cache with one such model stands for the hub."""
-    cache = tmp_path / "cache" / "models--org--tiny"
-    shutil.copytree(MODEL, cache / "snapshots" / "abc")
-    (cache / "refs").mkdir()
-    (cache / "refs" / "main").write_text("abc")
-    run = train(world / "train.jsonl", tmp_path / "run", steps=2, stop_after=1)
-    config = json.loads((run / "config.json").read_text())
-    (run / "config.json").write_text(json.dumps(config | {"model": "org/tiny"}))
-    again = arguments(world / "train.jsonl", run, "--resume", steps=2, model="org/tiny")
-    done = subprocess.run([sys.executable, "contextrl.py", *again], cwd=ROOT, timeout=120,
-                          env=ALONE | {"HF_HUB_CACHE": str(cache.parent), "HF_HUB_OFFLINE": "1"},
-                          capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-1000:]
-    assert [row["step"] for row in metrics(run)] == [0, 1, 2]
 
 
 # ------------------------------------------------------------------------------------------ record and replay

@@ -1,8 +1,9 @@
 """Errors of every program of this project: one line on stderr, and an exit code.
 
     2    bad input
-    3    stopped while running, because the verifier is unreliable: finished work is kept
-    130  Ctrl-C
+    3    stopped while running: the verifier is unreliable, the disk is full, nothing can be learnt; finished
+         work is kept
+    130  Ctrl-C; 143: SIGTERM
 """
 
 import sys
@@ -11,6 +12,14 @@ from contextlib import contextmanager
 
 from data import DataError
 from reward import JudgeError, VerifierUnreliable
+
+
+class Stopped(RuntimeError):
+    """The program has to stop; what is finished is kept."""
+
+    def __init__(self, message: str, code: int = 3):
+        super().__init__(message)
+        self.code = code
 
 
 def first_line(error: Exception) -> str:

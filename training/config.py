@@ -102,7 +102,7 @@ class Config:
 
     eval_every: int = setting(15, "steps between evaluations (T = 1); 0: only at the start and the end")
     save_every: int = setting(30, "steps between checkpoints; one is always written at the end")
-    resume: bool = setting(False, "go on from the last checkpoint in output_dir")
+    resume: bool = setting(False, "go on from the last checkpoint in output_dir, or start there")
     rollout_only: bool = setting(False, "sample and verify, write rollouts.jsonl, train nothing")
     rollouts_from: str = setting("", "train from a recorded rollouts.jsonl, without engine or judge")
     device: str = setting("auto", "auto, cpu or cuda")
@@ -148,8 +148,6 @@ class Config:
             (self.rollout_only and bool(self.context_pairs),
              "--rollout_only trains nothing: no --context_pairs"),
             (self.resume and not self.output_dir, "--resume needs --output_dir"),
-            (self.resume and not Path(self.output_dir).is_dir(),
-             f"--resume: no run folder {self.output_dir}"),
             (bool(self.rollouts_from) and not Path(self.rollouts_from).is_file(),
              f"--rollouts_from: no such file {self.rollouts_from}"),
         ]:

@@ -5,8 +5,10 @@ alone; something with :// is a server; NAME.py is a function of yours; anything 
 a hub id.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from judges.rule import RuleFirst, RuleVerifier
 from policy import Policy
 from reward import Verifier, VerifierLike
 from sampler import HFEngine, VLLMEngine
+from tools.files import digest_of, weights_digest
 from training.checkpoint import load_checkpoint, loading, model_fingerprint
 from training.config import Config
 from training.rollouts import read_rollouts
@@ -204,9 +207,33 @@ def assemble(config: Config, run: RunFolder, device: str) -> Parts:
     if samples:
         engine = policy_engine(config, processor, policy)
         start_judge(verifier, engine)
-    run.open(config)
+    run.open(config, contents(config, queries, heldout, pairs, verifier, template) if run.rank == 0 else {})
     return Parts(config, run, queries, heldout, pairs, recorded, template, processor, policy, engine,
                  verifier, exact_verifier)
+
+
+def contents(config: Config, queries: list[Query], heldout: list[Query], pairs: list[ContextPair],
+             verifier: VerifierLike | None, template: str) -> dict[str, str]:
+    """Name -> digest of everything that a run is made of.  Of pictures in files the size is looked at."""
+    from transformers.utils import cached_file
+
+    def rows(items: Sequence[Query | ContextPair]) -> str:
+        return digest_of(*(repr((item, [os.path.getsize(picture) for picture in pictures_of(item)]))
+                           for item in items))
+
+    start = cached_file(model_path(config.model), "config.json")                  # of a folder or a hub id
+    files = {"verifier": config.verifier if config.verifier.endswith(".py") else "",
+             "rollouts_from": config.rollouts_from}
+    return {"data": rows(queries), "eval_data": rows(heldout), "context_pairs": rows(pairs),
+            "model": weights_digest(str(Path(start).parent)), "retry_prompt": digest_of(template),
+            "judge_prompt": digest_of(getattr(of_model(verifier), "template", "")),
+            **{name: digest_of(Path(file).read_bytes()) for name, file in files.items() if file}}
+
+
+def pictures_of(item: Query | ContextPair) -> list[str]:
+    """Paths of its pictures; those in memory are part of the item."""
+    pictures = item.images if isinstance(item, Query) else [item.supporting, item.confounding]
+    return [path for path in pictures if isinstance(path, str) and os.path.isfile(path)]
 
 
 def check_verifier_settings(config: Config) -> None:

@@ -1,0 +1,301 @@
+"""The run folder and its life: it belongs to one run, which one command starts and goes on with.
+
+Guards against: two runs in one folder, a stop or a resume that changes numbers, rows of a killed run that
+stay, a resume with other data or weights than the run began with, a full disk or a signal that leaves half a
+thing.
+"""
+
+import json
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ALONE, MODEL, ROOT
+from helpers import arguments, assert_same_run, json_rows, last_checkpoint, metrics, train
+from safetensors.torch import load_file, save_file
+
+import contextrl
+from data import DataError
+from training.run_folder import RunFolder
+
+# ----------------------------------------------------------------------------------------- stop, kill, resume
+
+@pytest.mark.parametrize("method, minibatches", [("contextrl", 2), ("dapo", 1)])
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(world, tmp_path, method, minibatches):
+    settings = {"method": method, "minibatches": minibatches, "steps": 4,
+                "eval_data": world / "heldout.jsonl"}
+    whole = train(world / "train.jsonl", tmp_path / "whole", **settings)
+    train(world / "train.jsonl", tmp_path / "parts", **settings, stop_after=2)
+    assert [row["step"] for row in metrics(tmp_path / "parts")] == [0, 1, 2]
+    assert not (tmp_path / "parts" / "summary.json").exists()
+    parts = train(world / "train.jsonl", tmp_path / "parts", "--resume", **settings)
+
+    assert_same_run(whole, parts)
+    assert [row["step"] for row in metrics(parts)] == [0, 1, 2, 3, 4]
+    assert any(row["trained_tokens"] for row in metrics(parts)[3:])    # something was learned after the break
+    start, end = (load_file(folder / "model.safetensors") for folder in (Path(MODEL), last_checkpoint(parts)))
+    assert any(not torch.equal(start[name].float(), end[name]) for name in start)
+    cursor = json.loads((last_checkpoint(parts) / "state.json").read_text())["cursor"]
+    assert cursor > 16 if method == "dapo" else cursor == 16               # DAPO drew more than 4 x 4 queries
+    summaries = [json.loads((run / "summary.json").read_text()) | {"wall_seconds": 0}
+                 for run in (whole, parts)]
+    assert summaries[0] == summaries[1]
+
+    train(world / "train.jsonl", tmp_path / "parts", "--resume", **settings)       # nothing left to do
+    assert_same_run(whole, parts)
+
+
+@pytest.mark.parametrize("survives", [None, "step-000002"])
+def test_steps_after_the_last_checkpoint_are_done_again(world, tmp_path, survives):
+    """Killed while a checkpoint was being written: rows of later steps are there, their weights are not."""
+    whole = train(world / "train.jsonl", tmp_path / "whole", steps=4)
+    killed = train(world / "train.jsonl", tmp_path / "killed", steps=4, save_every=2, stop_after=3)
+    for checkpoint in (killed / "checkpoints").iterdir():
+        if checkpoint.name != survives:
+            checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.1"))     # the name of unfinished ones
+    train(world / "train.jsonl", killed, "--resume", steps=4)
+    assert_same_run(whole, killed)
+
+
+def test_a_half_written_checkpoint_is_in_nobodys_way(world, tmp_path):
+    run = train(world / "train.jsonl", tmp_path / "run", steps=2, stop_after=1)
+    half = run / "checkpoints" / ".step-000002.partial"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    train(world / "train.jsonl", run, "--resume", steps=2)
+    assert_same_run(train(world / "train.jsonl", tmp_path / "whole", steps=2), run)
+
+
+def test_kill_dash_nine(world, tmp_path):
+    settings = {"steps": 8, "save_every": 1}
+    killed = tmp_path / "killed"
+    process = subprocess.Popen([sys.executable, "contextrl.py",
+                                *arguments(world / "train.jsonl", killed, **settings)],
+                               cwd=ROOT, env=ALONE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.time() + 120
+        file = killed / "metrics.jsonl"
+        while not file.exists() or len(file.read_bytes().splitlines()) < 3:
+            assert process.poll() is None and time.time() < deadline
+            time.sleep(0.005)
+    finally:
+        process.kill()
+    assert process.wait(30) == -signal.SIGKILL
+    done = (killed / "metrics.jsonl").read_bytes().count(b"\n") - 1
+    assert 2 <= done < 8
+    with open(killed / "metrics.jsonl", "a") as file:
+        file.write('{"step": 99, "rew')                                    # torn in the middle of a line
+    with open(killed / "rollouts.jsonl", "ab") as file:
+        file.write('{"step": 99, "question": "3 ×'.encode()[:-1])          # torn in the middle of a character
+
+    train(world / "train.jsonl", killed, "--resume", **settings)
+    assert_same_run(train(world / "train.jsonl", tmp_path / "whole", **settings), killed)
+
+
+def test_resume_with_a_model_from_the_hub(world, tmp_path):
+    """`--model org/name` is no folder.  A cache with one such model stands for the hub."""
+    cache = tmp_path / "cache" / "models--org--tiny"
+    shutil.copytree(MODEL, cache / "snapshots" / "abc")
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("abc")
+    run = train(world / "train.jsonl", tmp_path / "run", steps=2, stop_after=1)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"model": "org/tiny"}))
+    again = arguments(world / "train.jsonl", run, "--resume", steps=2, model="org/tiny")
+    done = subprocess.run([sys.executable, "contextrl.py", *again], cwd=ROOT, timeout=120,
+                          env=ALONE | {"HF_HUB_CACHE": str(cache.parent), "HF_HUB_OFFLINE": "1"},
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-1000:]
+    assert [row["step"] for row in metrics(run)] == [0, 1, 2]
+
+
+def steps_of(run: Path) -> list[int]:
+    return [row["step"] for row in metrics(run)]
+
+
+# ---------------------------------------------------------------------------------- a folder belongs to a run
+
+def config_of(*words):
+    return contextrl.read_config(list(map(str, words)))
+
+
+def test_runs_of_the_same_second_have_folders_of_their_own(monkeypatch):
+    monkeypatch.setattr(time, "strftime", lambda form: "20261127-120000")
+    folders = {RunFolder(config_of(), 0, 1).folder for _ in range(20)}
+    assert len(folders) == 20 and all(str(f).startswith("runs/20261127-120000-contextrl-") for f in folders)
+    assert not any(folder.exists() for folder in folders)
+
+
+@pytest.mark.parametrize("more", [[], ["--resume"]])
+def test_a_folder_in_which_a_run_is_at_work_takes_no_other(tmp_path, more):
+    config = config_of("--output_dir", tmp_path / "run")
+    first = RunFolder(config, 0, 1)
+    second = RunFolder(config_of("--output_dir", tmp_path / "run", *more), 0, 1)
+    first.open(config, {})
+    with pytest.raises(DataError, match="another run is at work in"):
+        second.open(config, {})
+    first.lock.close()
+    second.open(config, {})
+
+
+def test_a_run_that_came_and_went_meanwhile_is_noticed(tmp_path):
+    config = config_of("--output_dir", tmp_path / "run")
+    first, second = RunFolder(config, 0, 1), RunFolder(config, 0, 1)
+    first.open(config, {})
+    first.log({"step": 0})
+    first.lock.close()
+    with pytest.raises(DataError, match="holds a run by now"):
+        second.open(config, {})
+
+
+# ------------------------------------------------------------------------ one command that starts and goes on
+
+def test_one_command_starts_and_goes_on_and_is_harmless_at_the_end(world, tmp_path, capsys):
+    whole = train(world / "train.jsonl", tmp_path / "whole", steps=3)
+    run = tmp_path / "run"
+    for stop_after in (1, 2, 3, 3):
+        train(world / "train.jsonl", run, "--resume", steps=3, stop_after=stop_after)
+        assert steps_of(run) == list(range(stop_after + 1))
+    assert_same_run(whole, run)
+    out = capsys.readouterr().out
+    assert out.count(f"no checkpoint in {run} yet") == 1 and out.count(f"the run in {run} is complete") == 1
+
+
+def test_a_restarted_worker_without_a_folder_does_not_begin_anew(world, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="can only go on with --output_dir and --resume"):
+        train(world / "train.jsonl", "", steps=1)
+    assert not (tmp_path / "runs").exists()
+
+
+# ------------------------------------------------------------------------ what a run is made of is remembered
+
+@pytest.fixture(scope="module")
+def begun(world, tmp_path_factory) -> Path:
+    """A folder with data, model, verifier and prompt of its own, and a run that stopped after step 1 of 2."""
+    place = tmp_path_factory.mktemp("begun")
+    for name in ("train.jsonl", "heldout.jsonl"):
+        shutil.copy(world / name, place / name)
+    shutil.copytree(world / "images", place / "images")
+    shutil.copytree(MODEL, place / "model")
+    (place / "judge.py").write_text("def judge(query, response):\n    return query.answer in response\n")
+    (place / "retry.txt").write_text("{report} again\n---\nagain")
+    resumed(place, stop_after=1)
+    return place
+
+
+def resumed(place: Path, **more) -> Path:
+    settings = {"steps": 2, "model": place / "model", "eval_data": place / "heldout.jsonl",
+                "verifier": place / "judge.py", "retry_prompt": place / "retry.txt"}
+    return train(place / "train.jsonl", place / "run", "--resume", **settings | more)
+
+
+def without_a_row(file: Path) -> None:
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
+
+
+def with_other_words(file: Path) -> None:
+    file.write_text(file.read_text().replace("how many", "count the"))
+
+
+def other_weights(model: Path) -> None:
+    weights = load_file(model / "model.safetensors")
+    save_file({name: weight * 2 for name, weight in weights.items()}, model / "model.safetensors",
+              metadata={"format": "pt"})
+
+
+CHANGES = {                                     # what is done to the folder -> whose content has changed
+    "a row is taken out": (lambda place: without_a_row(place / "train.jsonl"), "data"),
+    "questions are other ones": (lambda place: with_other_words(place / "train.jsonl"), "data"),
+    "a picture is another": (lambda place: [shutil.copy(ROOT / "assets/report.png", file)
+                                            for file in (place / "images").glob("train-hard-0*")], "data"),
+    "held-out data": (lambda place: without_a_row(place / "heldout.jsonl"), "eval_data"),
+    "weights": (lambda place: other_weights(place / "model"), "model"),
+    "the verifier": (lambda place: (place / "judge.py").write_text("def judge(q, r):\n    return 1\n"),
+                     "verifier"),
+    "words of stage 2": (lambda place: (place / "retry.txt").write_text("{report}\n---\nno"), "retry_prompt"),
+}
+
+
+@pytest.mark.parametrize("change, named", CHANGES.values(), ids=CHANGES)
+def test_a_change_of_content_is_refused(begun, tmp_path, change, named):
+    place = Path(shutil.move(begun, tmp_path / "away"))               # under the names that it was begun with
+    shutil.copytree(place, begun)
+    try:
+        change(begun)
+        before = (begun / "run" / "metrics.jsonl").read_bytes()
+        with pytest.raises(DataError, match=f"--resume: the content of {named} has changed"):
+            resumed(begun)
+        assert (begun / "run" / "metrics.jsonl").read_bytes() == before
+    finally:
+        shutil.rmtree(begun)
+        shutil.move(place, begun)
+
+
+def test_the_run_that_is_spoilt_above_goes_on(begun):
+    assert steps_of(resumed(begun)) == [0, 1, 2]
+
+
+# -------------------------------------------------------------------------------------------------- full disk
+
+def test_a_checkpoint_that_does_not_fit_leaves_nothing_behind(world, tmp_path):
+    """A limit on the size of a file stands for a full disk: both are OSErrors in the middle of a write."""
+    run = tmp_path / "run"
+    command = arguments(world / "train.jsonl", run, "--resume", steps=2, save_every=1)
+    small = 200_000                                          # a checkpoint has megabytes, metrics have less
+    done = subprocess.run([sys.executable, "contextrl.py", *command], cwd=ROOT, env=ALONE, timeout=120,
+                          capture_output=True, text=True,
+                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (small, small)))
+    line, = [line for line in done.stderr.splitlines() if line.startswith("stopped: ")]
+    assert done.returncode == 3 and f"cannot write checkpoint {run}/checkpoints/step-000001: " in line
+    assert "Traceback" not in done.stderr and not list((run / "checkpoints").iterdir())
+    train(world / "train.jsonl", run, "--resume", steps=2, save_every=1)
+    assert_same_run(train(world / "train.jsonl", tmp_path / "whole", steps=2), run)
+
+
+# ---------------------------------------------------------------------------------------------------- signals
+
+def start(run: Path, world: Path, *launcher: str) -> subprocess.Popen:
+    """A long run in a process of its own, once it has three steps behind it."""
+    command = arguments(world / "train.jsonl", run, "--resume", steps=200, save_every=150)
+    process = subprocess.Popen([sys.executable, *launcher, "contextrl.py", *command], cwd=ROOT, env=ALONE,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.time() + 120
+    while not (run / "metrics.jsonl").exists() or len(json_rows(run / "metrics.jsonl")) < 4:
+        assert process.poll() is None and time.time() < deadline
+        time.sleep(0.05)
+    return process
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_run_after_the_step_under_way(world, tmp_path, number, code):
+    run = tmp_path / "run"
+    process = start(run, world)
+    process.send_signal(number)
+    stderr = process.communicate(timeout=60)[1]
+    step = steps_of(run)[-1]
+    assert process.returncode == code and "Traceback" not in stderr
+    assert f"stopped: {number.name} after step {step}; --resume goes on" in stderr
+    assert last_checkpoint(run).name == f"step-{step:06d}"
+    train(world / "train.jsonl", run, "--resume", steps=200, save_every=150, stop_after=step + 1)
+    assert steps_of(run) == list(range(step + 2))
+
+
+def test_a_signal_to_one_of_two_ranks_is_one_to_both(world, tmp_path):
+    run = tmp_path / "run"
+    launcher = start(run, world, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    workers = [pid for pid in children if b"contextrl.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert len(workers) == 2
+    subprocess.run(["kill", "-TERM", workers[1]], check=True)
+    stderr = launcher.communicate(timeout=90)[1]
+    step = steps_of(run)[-1]
+    assert launcher.returncode and f"stopped: SIGTERM after step {step}" in stderr
+    assert last_checkpoint(run).name == f"step-{step:06d}" and len(list((run / "checkpoints").iterdir())) == 1
