@@ -26,8 +26,9 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 
-from data import Processor, Prompt, Query, load_model
+from data import Processor, Prompt, Query, load_model, read_picture
 
 
 class SampleStatus(StrEnum):
@@ -474,9 +475,18 @@ def main() -> None:
     """Four samples of a model in transformers."""
     if len(sys.argv) < 3:
         sys.exit("usage: python sampler.py MODEL QUESTION [PICTURE ...]")
-    processor = Processor(sys.argv[1])
-    engine = HFEngine(load_model(sys.argv[1], torch.float32), processor, max_new_tokens=256)
-    prompt = processor.prompt(Query("command line", sys.argv[3:], sys.argv[2], "-", "-"))
+    try:
+        query = Query("command line", sys.argv[3:], sys.argv[2], "-", "-")
+        for picture in query.images:
+            read_picture(picture)
+        processor = Processor(sys.argv[1])
+        processor.check(query)
+        prompt = processor.prompt(query)
+        engine = HFEngine(load_model(sys.argv[1], torch.float32), processor, max_new_tokens=256)
+    except (OSError, ValueError, RuntimeError, AttributeError, KeyError, TypeError, ImportError,
+            SafetensorError) as error:
+        print(f"error: {next(iter(str(error).strip().splitlines()), type(error).__name__)}", file=sys.stderr)
+        sys.exit(2)
     for drawn in engine.generate([Request(prompt, [seed_of("command line", k) for k in range(4)])])[0]:
         print(f"{sum(drawn.logprobs):8.2f}  {drawn.status.value:9s}  {drawn.text}")
 
