@@ -222,7 +222,7 @@ def save_queries(queries: list[Query], path: str | Path) -> None:
 
 def save_image(image: str | bytes, folder: Path, name: str, replace: bool = False) -> str:
     """Copies one image into `folder` under a safe name, once -> its path relative to folder's parent."""
-    safe = re.sub(r"[^\w-]", "_", name.lower()).encode()[:100].decode(errors="ignore")
+    safe = re.sub(r"[^\w-]", "_", name.casefold()).encode()[:100].decode(errors="ignore")
     if safe != name:        # two names may look alike now (A and a on some disks; a disk allows 255 bytes)
         safe += "-" + hashlib.sha256(name.encode()).hexdigest()[:16]
     target = folder / f"{safe}.png"
@@ -350,7 +350,7 @@ class Processor:
         height, width = smart_resize(picture.height, picture.width, own.patch_size * own.merge_size,
                                      own.size["shortest_edge"], most)
         if not 0 < height * width <= most:                 # each side keeps a token, whatever that adds up to
-            raise DataError(f"image of {picture.width} x {picture.height} is too narrow for {most} pixels")
+            raise DataError(f"image of {picture.width} x {picture.height} cannot be shown in {most} pixels")
         return width, height
 
     def _picture(self, image: str | bytes) -> Image.Image:

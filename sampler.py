@@ -28,7 +28,7 @@ import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 
-from data import Processor, Prompt, Query, load_model, read_picture
+from data import DataError, Processor, Prompt, Query, load_model
 
 
 class SampleStatus(StrEnum):
@@ -475,17 +475,17 @@ def main() -> None:
     """Four samples of a model in transformers."""
     if len(sys.argv) < 3:
         sys.exit("usage: python sampler.py MODEL QUESTION [PICTURE ...]")
+    query = Query("command line", sys.argv[3:], sys.argv[2], "-", "-")
     try:
-        query = Query("command line", sys.argv[3:], sys.argv[2], "-", "-")
-        for picture in query.images:
-            read_picture(picture)
         processor = Processor(sys.argv[1])
         processor.check(query)
         prompt = processor.prompt(query)
         engine = HFEngine(load_model(sys.argv[1], torch.float32), processor, max_new_tokens=256)
     except (OSError, ValueError, RuntimeError, AttributeError, KeyError, TypeError, ImportError,
             SafetensorError) as error:
-        print(f"error: {next(iter(str(error).strip().splitlines()), type(error).__name__)}", file=sys.stderr)
+        first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        of_model = "" if isinstance(error, DataError) else f"cannot load model {sys.argv[1]}: "
+        print(f"error: {of_model}{first_line}", file=sys.stderr)
         sys.exit(2)
     for drawn in engine.generate([Request(prompt, [seed_of("command line", k) for k in range(4)])])[0]:
         print(f"{sum(drawn.logprobs):8.2f}  {drawn.status.value:9s}  {drawn.text}")
