@@ -1,5 +1,4 @@
-"""Queries: image(s) + question + the FULL reference solution + the final answer, and how a model is shown
-them.
+"""Queries: images + question + FULL reference solution + final answer, and how a model is shown them.
 
 ContextRL (arXiv 2602.22623) needs more of a data set than plain RL does: the verifier reads the whole
 worked solution, not the final answer alone (paper, section 3.1).  A data file is JSONL, one query a line:
@@ -16,8 +15,7 @@ keep engine and trainer on the same input:
 
     python data.py DATA.jsonl        reads all of it, pictures too: what is in it, and what is wrong with it
 
-Data sets in the shape of FineVision become such a file by `python -m recipe.finevision`, the paper's recipe
-is `python -m recipe.build`.
+`python -m recipe.finevision` and `python -m recipe.build` make such files of data sets like FineVision.
 """
 
 import hashlib
@@ -41,6 +39,15 @@ from PIL import Image, ImageOps
 class DataError(ValueError):
     """Input that cannot be used; the message is one line that names the file and the row."""
 
+    def __init__(self, message: str):
+        super().__init__(short(message, 500))
+
+
+def short(text: str, most: int = 80) -> str:
+    """A value in a message: printable, on one line, cut in the middle."""
+    text = "".join(c if c.isprintable() else "?" for c in text)
+    return text if len(text) <= most else f"{text[:most // 2]}…{text[-(most // 2):]}"
+
 
 @dataclass
 class Query:
@@ -52,8 +59,7 @@ class Query:
     solution: str                                  # full reference solution, as the verifier reads it
     answer: str                                    # its final answer
     family: str = "all"                            # subset name: accuracies are reported per family
-    facts: dict = field(default_factory=dict)      # anything more that a verifier knows of the picture; with
-                                                   # {"rule": true} the final answer is all that counts
+    facts: dict = field(default_factory=dict)      # more that a verifier knows; "rule": true, answer only
 
 
 @dataclass
@@ -77,47 +83,47 @@ REQUIRED = ("id", "question", "solution", "answer")
 PICTURE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, RuntimeError,
                   struct.error, Image.DecompressionBombError)
 IMAGE_MARK = "<image>"                             # place of an image within a question
-LONGEST_STRIP = 200                                # longer side over shorter: image processors refuse more
 REPORTED = 10                                      # bad rows that are named; the others are counted
 
 
 def load_queries(source: str | Path) -> list[Query]:
     """All queries of a JSONL file.
 
-    A row that cannot be used is skipped, counted and reported on stderr, never fatal; no usable row at all
-    is.  Of a picture only the header is read: a file of 30,000 would take minutes else.
-    """
+    A row that cannot be used is skipped, counted and reported on stderr; no usable row at all is an error.
+    Of a picture only the header is read; training/parts.py: askable() goes on from there."""
     path = Path(source)
-    if path.is_dir() or path.suffix == ".parquet" or (":" in str(source) and not path.exists()):
+    if os.path.isdir(path) or path.suffix == ".parquet" or (":" in str(source) and not os.path.exists(path)):
         raise DataError(f"{source} is no JSONL file: python -m recipe.finevision {source} OUT writes one")
-    queries, seen, bad = [], set(), []
+    queries, bad = {}, []
     for where, line in json_lines(path):
         try:
             query = query_of_line(line, path.parent)
-            if query.id in seen:
-                raise DataError(f"id '{query.id}' appears twice")
+            if query.id in queries:
+                raise DataError(f"id '{short(query.id)}' appears twice")
+            queries[query.id] = query
         except DataError as error:
             bad.append(f"{where}: {error}")
-            continue
-        seen.add(query.id)
-        queries.append(query)
     if not queries:
         raise DataError(f"no usable row in {source}: all {len(bad)} are bad, the first: {bad[0]}" if bad
                         else f"data file is empty: {source}")
+    report_skipped(bad, f"bad rows skipped, {len(queries)} read from {source}")
+    return list(queries.values())
+
+
+def report_skipped(bad: list[str], summary: str) -> None:
+    """Names the first bad rows on stderr and counts all, once for all ranks."""
     if bad and os.environ.get("RANK", "0") == "0":
-        lines = [f"skipped {problem}" for problem in bad[:REPORTED]]
-        lines.append(f"{len(bad)} bad rows skipped, {len(queries)} read from {source}")
-        print(*lines, sep="\n", file=sys.stderr)
-    return queries
+        print(*(f"skipped {problem}" for problem in bad[:REPORTED]), f"{len(bad)} {summary}", sep="\n",
+              file=sys.stderr)
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, bytes]]:
-    """-> ("file:line", line) of every line that is not blank."""
-    if not path.is_file():
-        raise DataError(f"data file not found: {path}")
+    """-> ("file:line", line) of every line that is not blank, without byte order marks."""
+    if not (os.path.isfile(path) and os.access(path, os.R_OK)):
+        raise DataError(f"data file not {'readable' if os.path.exists(path) else 'found'}: {path}")
     with open(path, "rb") as file:                                        # a line ends at \n and nowhere else
         for number, line in enumerate(file, start=1):
-            if line.strip():
+            if line := line.lstrip(b"\xef\xbb\xbf").strip():           # joined files have several marks
                 yield f"{path}:{number}", line
 
 
@@ -127,7 +133,7 @@ def json_row(line: bytes) -> dict:
         row = json.loads(line.decode("utf-8"))
         json.dumps(row, ensure_ascii=False).encode("utf-8")       # half a surrogate pair could not be written
     except UnicodeError:
-        raise DataError("not UTF-8 text") from None
+        raise DataError("not UTF-8 text (a file in UTF-16 must be saved as UTF-8)") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"not a JSON object ({getattr(error, 'msg', 'too deep or too long')})") from None
     if not isinstance(row, dict):
@@ -140,53 +146,63 @@ def query_of_line(line: bytes, folder: Path) -> Query:
     row = json_row(line)
     unknown = set(row) - set(Query.__dataclass_fields__)
     if unknown:
-        raise DataError(f"unknown field(s) {', '.join(sorted(unknown))}")
-    for name in REQUIRED:
-        if not isinstance(row.get(name), str) or not row[name].strip():
-            raise DataError(f"field '{name}' is missing or empty")
+        raise DataError(f"unknown field(s) {short(', '.join(sorted(unknown)))}; a row has "
+                        + ", ".join(Query.__dataclass_fields__))
+    row |= {name: text_of(row, name) for name in REQUIRED}
     for name, kind in (("family", str), ("facts", dict)):
         if not isinstance(row.get(name, kind()), kind):
             raise DataError(f"field '{name}' must be a {kind.__name__}")
     images = row.get("images", [])
     if not isinstance(images, list) or not all(isinstance(i, str) for i in images):
         raise DataError("'images' must be a list of paths")
-    choices = row.get("facts", {}).get("choices")
-    if choices is not None and not (isinstance(choices, dict)
-                                    and all(isinstance(text, str) for text in choices.values())):
+    choices = row.get("facts", {}).get("choices") or {}
+    if not (isinstance(choices, dict) and all(isinstance(text, str) for text in choices.values())):
         raise DataError("'choices' of the facts must be letters and their texts")
+    marks = row["question"].count(IMAGE_MARK)
+    if marks not in (0, len(images)):
+        raise DataError(f"{len(images)} images, but {marks} marks {IMAGE_MARK} in the question")
     row["images"] = [str(folder / image) for image in images]
     for image in row["images"]:
-        check_picture(image)
+        open_picture(image).close()
     return Query(**row)
 
 
-def check_picture(image: str | bytes) -> None:
-    """By the header alone; pixels are decoded later, and may turn out to be broken then."""
-    with open_picture(image) as picture:
-        if max(picture.size) > LONGEST_STRIP * min(picture.size):
-            raise DataError(f"image of {picture.size[0]} x {picture.size[1]} pixels is too narrow")
+def text_of(row: dict, name: str) -> str:
+    """A field that must hold text; a number is read as its text."""
+    value = row.get(name, "")
+    if type(value) in (int, float) and value - value == 0:                   # neither NaN nor infinite
+        return str(value)
+    if not isinstance(value, str) or not value.strip():
+        problem = "missing or empty" if isinstance(value, str) else f"no text: {short(json.dumps(value))}"
+        raise DataError(f"field '{name}' is {problem}")
+    return value
 
 
 def open_picture(image: str | bytes) -> Image.Image:
-    """Reads the header."""
+    """Reads the header; pixels are decoded later, and may turn out to be broken then."""
     try:
-        return Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)
+        picture = Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)
     except PICTURE_ERRORS as error:
         raise unreadable(image, error) from None
+    if max(picture.size) > 200 * min(picture.size):                      # image processors refuse such strips
+        raise DataError(f"image of {picture.width} x {picture.height} pixels is too narrow")
+    return picture
 
 
-def read_picture(image: str | bytes) -> Image.Image:
-    """All of a picture, in RGB."""
+def read_picture(image: str | bytes, draft: bool = False) -> Image.Image:
+    """All of a picture, in RGB.  `draft`: JPEG at an eighth of its size, to check a file in less time."""
     with open_picture(image) as picture:
         try:
+            picture.draft(picture.mode, (1, 1) if draft else picture.size)
             return as_seen(picture)
         except PICTURE_ERRORS as error:
             raise unreadable(image, error) from None
 
 
 def unreadable(image: str | bytes, error: Exception) -> DataError:
-    name = f"of {len(image)} bytes" if isinstance(image, bytes) else image
-    return DataError(f"cannot read image {name} ({type(error).__name__})")
+    name = f"of {len(image)} bytes" if isinstance(image, bytes) else short(image)
+    why = error if isinstance(error, DataError) else type(error).__name__
+    return DataError(f"cannot read image {name} ({why})")
 
 
 def save_queries(queries: list[Query], path: str | Path) -> None:
@@ -203,24 +219,29 @@ def save_queries(queries: list[Query], path: str | Path) -> None:
 
 def save_image(image: str | bytes, folder: Path, name: str, replace: bool = False) -> str:
     """Copies one image into `folder` under a safe name, once -> its path relative to folder's parent."""
-    safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
-    if safe != name:                                # two names may look alike now
-        safe += "-" + hashlib.sha256(name.encode()).hexdigest()[:8]
+    safe = re.sub(r"[^\w-]", "_", name.casefold()).encode()[:100].decode(errors="ignore")
+    if safe != name:        # two names may look alike now (A and a on some disks; a disk allows 255 bytes)
+        safe += "-" + hashlib.sha256(name.encode()).hexdigest()[:16]
     target = folder / f"{safe}.png"
     if replace or not target.exists():
         if isinstance(image, bytes):
             target.write_bytes(image)
         else:
-            with Image.open(image) as picture:
-                as_seen(picture).save(target)
+            read_picture(image).save(target)
     return f"{folder.name}/{target.name}"
 
 
 def as_seen(picture: Image.Image) -> Image.Image:
-    """RGB as people and judges see it: turned as its EXIF data say, on white where it is transparent."""
+    """RGB as people and judges see it: turned as its EXIF data say, on white where it is transparent, grey of
+    up to 16 bits scaled by its full range.  A range that is not known or hardly used is refused."""
+    known = picture.mode.startswith("I;16") or (picture.mode, picture.format) == ("I", "PPM")
+    tags = getattr(picture, "tag_v2", {})                     # TIFF: 258 is bits per sample, 262 "0 is white"
     picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I;16"):                       # Pillow would cut 16 bits of grey off at 255
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if picture.mode[0] in "IF":                               # Pillow would cut all of these off at 255
+        grey = np.asarray(picture) >> tags.get(258, [16])[0] - 8 if known else np.zeros(1)
+        if grey.max() < 16:
+            raise DataError("its range is not known, or hardly used: save it with 8 bits")
+        picture = Image.fromarray((255 - grey if tags.get(262) == 0 else grey).astype(np.uint8))
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
     return picture.convert("RGB")
@@ -261,8 +282,7 @@ def fill_prompt(template: str, **values: str) -> str:
 
 
 def retry_template(file: str | Path = "") -> str:
-    """The second user turn of stage 2: what is said with a {report}, a line "---", what is said without
-    one."""
+    """The second user turn of stage 2: what is said with a {report}, a line "---", what is said without."""
     file = file or Path(__file__).resolve().parent / "prompts" / "retry.txt"
     template = read_prompt(file, ("report",), ("report",))
     if template.count("\n---\n") != 1 or "{report}" not in template.split("\n---\n")[0]:
@@ -280,9 +300,7 @@ def retry_message(report: str, template: str) -> str:
 
 class Processor:
     """Tokenizer, chat template and image processor of a Qwen-VL style checkpoint folder (or hub id).
-
-    `max_pixels` bounds the area of every image after resizing (paper, section 4.1.2: 3M pixels).
-    """
+    `max_pixels` bounds the area of every image after resizing (paper, section 4.1.2: 3M pixels)."""
 
     def __init__(self, model: str, max_pixels: int | None = None):
         from transformers import AutoConfig, AutoTokenizer
@@ -309,12 +327,11 @@ class Processor:
         self.pad_id = self.eos_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
         # A policy may sample ids that only the processor may write; the number of placeholders would then
         # disagree with the number of image features and the trainer's forward pass would raise.
+        known, rows = len(self.tokenizer), config.text_config.vocab_size
         self.forbidden_ids = sorted({self.image_id, config.video_token_id, config.vision_start_token_id,
-                                     config.vision_end_token_id,
-                                     *range(len(self.tokenizer), config.text_config.vocab_size)})
-        if len(self.tokenizer) > config.text_config.vocab_size:
-            raise ValueError(f"the tokenizer has {len(self.tokenizer)} ids, the model's embedding "
-                             f"{config.text_config.vocab_size}")
+                                     config.vision_end_token_id, *range(known, rows)})
+        if known > rows:
+            raise ValueError(f"the tokenizer has {known} ids, the model's embedding {rows} rows")
         probe = self._chat([user_turn(Query("", ["image"], "?", "", ""))])
         if self.encode(probe).count(self.image_id) != 1:
             raise ValueError("tokenizer and chat template do not write one placeholder for one image")
@@ -327,18 +344,24 @@ class Processor:
         """Refuses text that would be read as structure: it could add image places or end a turn."""
         for token in self.special_tokens:
             if token in query.question or token in query.solution:
-                raise DataError(f"query {query.id}: its text contains the special token {token}")
+                raise DataError(f"query {short(query.id)}: its text contains the special token {token}")
+
+    def size_of(self, picture: Image.Image) -> tuple[int, int]:
+        """(width, height) at which the model is shown a picture: within its bounds, or DataError."""
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+        own, most = self.image_processor, self.image_processor.size["longest_edge"]
+        height, width = smart_resize(picture.height, picture.width, own.patch_size * own.merge_size,
+                                     own.size["shortest_edge"], most)
+        if not 0 < height * width <= most:                 # each side keeps a token, whatever that adds up to
+            raise DataError(f"image of {picture.width} x {picture.height} cannot be shown in {most} pixels")
+        return width, height
 
     def _picture(self, image: str | bytes) -> Image.Image:
         """RGB picture at its final size.  The one place that decodes and resizes: an engine with an image
-        processor of its own gets this picture, because no two libraries resize alike.  info["content"] is a
-        hash of it."""
-        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
-
-        picture, own = read_picture(image), self.image_processor
-        height, width = smart_resize(picture.height, picture.width, own.patch_size * own.merge_size,
-                                     own.size["shortest_edge"], own.size["longest_edge"])
-        picture = picture.resize((width, height), own.resample)
+        processor of its own gets this picture, because no two resize alike.  info["content"] is a hash."""
+        picture = read_picture(image)
+        picture = picture.resize(self.size_of(picture), self.image_processor.resample)
         picture.info = {"content": hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()}
         return picture
 
@@ -361,21 +384,17 @@ class Processor:
         try:
             grids = [self.pixels(image)[1] for image in query.images]
         except DataError as error:
-            raise DataError(f"query {query.id}: {error}") from None
-        if ids.count(self.image_id) != len(grids):
-            places = ids.count(self.image_id)
-            raise DataError(f"query {query.id}: {len(grids)} images, {places} places in the prompt")
+            raise DataError(f"query {short(query.id)}: {error}") from None
+        if (places := ids.count(self.image_id)) != len(grids):
+            raise DataError(f"query {short(query.id)}: {len(grids)} images, {places} places in the prompt")
         expanded, remaining = [], iter(grids)
         for token in ids:
             expanded += [token] * (int(np.prod(next(remaining))) // merge**2 if token == self.image_id else 1)
         return Prompt(expanded, mrope_positions(expanded, grids, self.image_id, merge), list(query.images))
 
     def follow_up(self, prompt: Prompt, response_ids: list[int], message: str) -> Prompt:
-        """The same prompt, then the response (its own ids, untouched), then a second user turn with
-        `message`.
-
-        `message` holds a judge's words: special tokens in it are removed, they could open or close turns.
-        """
+        """The same prompt, then the response (its own ids, untouched), then a user's turn: `message`
+        without special tokens, since a judge's words could open or close turns."""
         for token in self.special_tokens:
             message = message.replace(token, " ")       # not "": what is left and right might join to another
         tail = self.encode(self._after_response(message))
@@ -394,8 +413,7 @@ class Processor:
         return self.encode(text) + [self.eos_id]
 
     def decode(self, ids: list[int]) -> str:
-        """Text of response ids, for people and verifiers; never encoded again.  It begins with <think> if the
-        chat template wrote that."""
+        """Text of response ids, for people and verifiers, with a <think> that the chat template wrote."""
         return self.thought + self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
     def _after_response(self, message: str) -> str:
@@ -422,8 +440,7 @@ def load_model(path: str, dtype: torch.dtype | str):
 
 
 def user_turn(query: Query) -> dict:
-    """The chat message of a query: one image part per image, at the marks <image> of the question if it has
-    one for each, else before it."""
+    """The chat message of a query: an image part per image, at the marks of the question, else before it."""
     texts = query.question.split(IMAGE_MARK)
     if len(texts) != len(query.images) + 1:
         texts = [""] * len(query.images) + [query.question]
@@ -434,8 +451,7 @@ def user_turn(query: Query) -> dict:
 def mrope_positions(ids: list[int], grids: list[tuple], image_id: int, merge: int) -> np.ndarray:
     """M-RoPE positions [3, L] of a prompt: text counts on, an image is a block of (t, h, w) coordinates.
 
-    The text after an image goes on from the image's largest coordinate + 1 (Qwen3-VL; tested against the
-    model's own function).
+    The text after an image goes on from its largest coordinate + 1 (tested against the model's function).
 
     >>> mrope_positions([7, 9, 9, 8], [(1, 2, 4)], image_id=9, merge=2).tolist()
     [[0, 1, 1, 3], [0, 1, 1, 3], [0, 1, 2, 3]]
@@ -463,18 +479,19 @@ def main() -> None:
         sys.exit(2)
     broken = 0
     for query in queries:
-        for image in query.images:
-            try:
+        try:
+            if token := re.search(r"<\|(im|vi|endof)\w+\|>", query.question + query.solution):
+                raise DataError(f"its text contains the special token {token[0]}")           # of Qwen models
+            for image in query.images:
                 read_picture(image)
-            except DataError as error:
-                broken += 1
-                print(f"query {query.id}: {error}", file=sys.stderr)
-    families = Counter(query.family for query in queries)
+        except DataError as error:
+            broken += 1
+            print(f"query {short(query.id)}: {error}", file=sys.stderr)
     words = sum(len(query.solution.split()) for query in queries) / len(queries)
-    print(f"{len(queries)} queries, {sum(len(q.images) for q in queries)} images, "
-          f"{words:.0f} words per reference solution")
-    for name, count in sorted(families.items()):
-        print(f"  {name:16s} {count}")
+    images = sum(len(query.images) for query in queries)
+    print(f"{len(queries)} queries, {images} images, {words:.0f} words per reference solution")
+    for name, count in sorted(Counter(query.family for query in queries).items()):
+        print(f"  {short(name):16s} {count}")
     sys.exit(2 if broken else 0)
 
 

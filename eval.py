@@ -96,6 +96,7 @@ def main() -> None:
                                        prompt_file=args.judge_prompt)
         engine = parts.open_engine(args.model, args.engine, max_new_tokens=args.max_new_tokens,
                                    max_context=args.max_new_tokens + 4000)
+        queries = parts.askable(queries, engine.processor)
         parts.start_judge(verifier, engine)
         records = evaluate_queries(engine, engine.processor, queries, verifier, parts.RULE,
                                    0.0 if args.greedy else 1.0, (args.seed, "evaluation"), quiet=False)

@@ -26,6 +26,7 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 
 from data import DataError, Processor, Prompt, Query, load_model
 
@@ -178,9 +179,9 @@ class HFEngine:
         self.forbidden = torch.tensor(processor.forbidden_ids, device=model.device)
         self.replica, self.replicas = rank_and_world()
         context = model.config.text_config.max_position_embeddings
-        self.limit = context - max_new_tokens                           # of a prompt
-        if self.limit < 1:
+        if max_new_tokens >= context:
             raise DataError(f"{max_new_tokens} new tokens leave no room in a context of {context}")
+        self.limit = context - max_new_tokens                           # of a prompt
 
     @torch.no_grad()
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
@@ -316,8 +317,7 @@ class VLLMEngine:
             groups = [dist.new_group(range(first, first + tensor_parallel), timedelta(hours=6), "gloo")
                       for first in range(0, world, tensor_parallel)]
             self.group = groups[self.replica]
-        # On CPU a seeded request whose prefill is split over steps cannot rewind its generator: prompts stay
-        # whole.
+        # On CPU prompts stay whole: a seeded request whose prefill is split cannot rewind its generator.
         device = {"gpu_memory_utilization": memory_share, "enable_sleep_mode": True} if cuda else {
             "enforce_eager": True, "block_size": 32, "enable_chunked_prefill": False,
             "max_num_batched_tokens": max(max_context, max_rows)}
@@ -361,8 +361,7 @@ class VLLMEngine:
             max_tokens=self.max_new_tokens, logprobs=0, detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
             # ignore_eos and then our own: generation_config.json may name further ids that end a response.
-            # Its top_p, top_k and penalties are defaults for requests without parameters, and do not come
-            # here.
+            # Its top_p, top_k and penalties are defaults for requests without parameters, not for these.
             ignore_eos=True, stop_token_ids=[self.processor.eos_id],
             # The one mask that both of vLLM's model runners take for a real vocabulary (up to 1024 ids, as
             # many as a list of ALLOWED ids may have).  -inf is impossible at any temperature; its HTTP server
@@ -441,9 +440,8 @@ class VLLMEngine:
     # ------------------------------------------------------------------------------------------------ weights
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """New weights under their transformers names, in place.  A tied head too: on CPU it is a copy inside
-        vLLM, and left out it would go on with the old one without an error.  The engine is awake
-        afterwards."""
+        """New weights under their transformers names, in place.  A tied head too: on CPU vLLM has a copy, and
+        would go on with the old one without an error.  The engine is awake afterwards."""
         if self.busy:
             raise RuntimeError("load_weights() while samples are running")
         names = set()
@@ -484,9 +482,15 @@ def main() -> None:
     """Four samples of a model in transformers."""
     if len(sys.argv) < 3:
         sys.exit("usage: python sampler.py MODEL QUESTION [PICTURE ...]")
-    processor = Processor(sys.argv[1])
-    engine = HFEngine(load_model(sys.argv[1], torch.float32), processor, max_new_tokens=256)
-    prompt = processor.prompt(Query("command line", sys.argv[3:], sys.argv[2], "-", "-"))
+    query = Query("command line", sys.argv[3:], sys.argv[2], "-", "-")
+    try:
+        processor = Processor(sys.argv[1])
+        processor.check(query)
+        prompt = processor.prompt(query)
+        engine = HFEngine(load_model(sys.argv[1], torch.float32), processor, max_new_tokens=256)
+    except (OSError, ValueError, RuntimeError, AttributeError, KeyError, TypeError, SafetensorError) as error:
+        print(f"error: {' '.join(str(error).split())[:300]}", file=sys.stderr)
+        sys.exit(2)
     for drawn in engine.generate([Request(prompt, [seed_of("command line", k) for k in range(4)])])[0]:
         print(f"{sum(drawn.logprobs):8.2f}  {drawn.status.value:9s}  {drawn.text}")
 

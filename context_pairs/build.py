@@ -20,7 +20,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -31,7 +30,19 @@ import torch
 from tqdm import tqdm
 
 from context_pairs.pairs import ContextPair, same_context, save_pairs
-from data import DataError, Processor, Query, json_lines, json_row, load_model, load_queries, read_picture
+from data import (
+    DataError,
+    Processor,
+    Query,
+    json_lines,
+    json_row,
+    load_model,
+    load_queries,
+    read_picture,
+    report_skipped,
+    short,
+    text_of,
+)
 from judges.equality import same_answer
 from tools.programs import one_line_errors
 
@@ -148,24 +159,22 @@ def masked(context: str, *answers: str) -> str:
 
 def read_trajectories(path: Path, left_out: Counter) -> list[dict]:
     """Rows {"id", "question", "answer", "context", ...}; a context may be a list of chat messages."""
-    rows, seen = [], set()
+    rows, seen, bad = [], set(), []
     for where, line in json_lines(path):
         try:
             row = json_row(line)
             if isinstance(row.get("context"), list):
                 row["context"] = "\n\n".join(f"{m['role']}: {m['content']}" for m in row["context"])
-            for name in ("question", "answer", "context"):
-                if not isinstance(row.get(name), str) or not row[name].strip():
-                    raise DataError(f"field '{name}' is missing or empty")
+            row |= {name: text_of(row, name) for name in ("question", "answer", "context")}
             row["id"] = where if row.get("id") in (None, "") else str(row["id"])
             if row["id"] in seen:
-                raise DataError(f"id '{row['id']}' appears twice")
+                raise DataError(f"id '{short(row['id'])}' appears twice")
             seen.add(row["id"])
             rows.append(row)
         except (DataError, KeyError, TypeError) as error:
-            left_out["bad rows"] += 1
-            why = error if isinstance(error, DataError) else "a message is none"
-            print(f"skipped {where}: {why}", file=sys.stderr)
+            bad.append(f"{where}: {error if isinstance(error, DataError) else 'a message is none'}")
+    report_skipped(bad, f"bad rows skipped, {len(rows)} read from {path}")
+    left_out["bad rows"] += len(bad)
     return rows
 
 

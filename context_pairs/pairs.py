@@ -33,7 +33,20 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from data import IMAGE_MARK, DataError, Query, check_picture, json_lines, json_row, read_picture, save_image
+from data import (
+    IMAGE_MARK,
+    REPORTED,
+    DataError,
+    Query,
+    json_lines,
+    json_row,
+    open_picture,
+    read_picture,
+    report_skipped,
+    save_image,
+    short,
+    text_of,
+)
 from tools.programs import one_line_errors
 from tools.tables import hub_rows, parquet_rows
 
@@ -43,7 +56,6 @@ IMAGE_PROMPT = (f"A: {IMAGE_MARK}\nB: {IMAGE_MARK}\nQuestion: {{question}}\nAnsw
 TEXT_PROMPT = ("Question:\n{question}\n\nAnswer:\n{answer}\n\nContext A:\n{A}\n\nContext B:\n{B}\n\n"
                f"Which of the two contexts supports this answer? {OUTPUT}")
 FAMILY = "context"                                 # of a pair that is asked as an ordinary query
-REPORTED = 10                                      # bad rows that are named; the others are counted
 
 
 @dataclass
@@ -77,7 +89,7 @@ def load_pairs(source: str | Path, seed: int = 0) -> list[ContextPair]:
         try:
             pair = pair_of_row(row() if callable(row) else row, folder, where)
             if pair.id in seen:
-                raise DataError(f"id '{pair.id}' appears twice")
+                raise DataError(f"id '{short(pair.id)}' appears twice")
         except OrdinaryRow:
             ordinary += 1
             continue
@@ -161,9 +173,7 @@ def pair_of_row(row: dict, folder: Path, where: str) -> ContextPair:
                         "a released one (problem, answer, images; or prompt, correct_answer)")
 
     def text(field: str) -> str:
-        if not isinstance(row.get(field), str) or not row[field].strip():
-            raise DataError(f"field '{field}' is missing or empty")
-        return row[field]
+        return text_of(row, field)
 
     name = where if row.get("id") in (None, "") else str(row["id"])
     if shape == "correct_answer":
@@ -185,7 +195,7 @@ def pair_of_row(row: dict, folder: Path, where: str) -> ContextPair:
     else:
         unknown = set(row) - {f for f in ContextPair.__dataclass_fields__ if f != "letter"}
         if unknown:
-            raise DataError(f"unknown field(s) {', '.join(sorted(unknown))}")
+            raise DataError(f"unknown field(s) {short(', '.join(sorted(unknown)))}")
         values = {name: text(name) for name in SHAPES["supporting"]}
         kind, prompt = row.get("kind", "image"), row.get("prompt", "")
         if kind not in ("image", "text"):
@@ -214,7 +224,7 @@ def picture_of(image, folder: Path) -> str | bytes:
     if not isinstance(image, (str, bytes)) or not image:
         raise DataError("an image is missing")
     image = str(folder / image) if isinstance(image, str) else image
-    check_picture(image)
+    open_picture(image).close()
     return image
 
 
@@ -257,15 +267,13 @@ def drop_unaskable(pairs: list[ContextPair], processor, longest: int) -> list[Co
             processor.check(query)
             tokens = len(processor.tokenizer(query.question)["input_ids"])
             if tokens > longest:
-                raise DataError(f"query {query.id}: {tokens} tokens, more than {longest}")
+                raise DataError(f"query {short(query.id)}: {tokens} tokens, more than {longest}")
             askable.append(pair)
         except DataError as error:
             bad.append(str(error))
     if not askable:
         raise DataError(f"no usable context pair, the first: {bad[0]}")
-    if bad and os.environ.get("RANK", "0") == "0":
-        print(*(f"skipped {problem}" for problem in bad[:REPORTED]),
-              f"{len(bad)} context pairs skipped, {len(askable)} kept", sep="\n", file=sys.stderr)
+    report_skipped(bad, f"context pairs skipped, {len(askable)} kept")
     return askable
 
 
@@ -280,7 +288,7 @@ def main() -> None:
                 read_picture(image)
             except DataError as error:
                 broken += 1
-                print(f"pair {pair.id}: {error}", file=sys.stderr)
+                print(f"pair {short(pair.id)}: {error}", file=sys.stderr)
     kinds, letters = Counter(p.kind for p in pairs), Counter(p.letter for p in pairs)
     print(f"{len(pairs)} context pairs ({', '.join(f'{n} {kind}' for kind, n in sorted(kinds.items()))}), "
           f"right option: A {letters['A']}, B {letters['B']}")

@@ -16,9 +16,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import openai
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
-from data import as_seen
+from data import PICTURE_ERRORS, as_seen
 from reward import VERDICT_SCHEMA, JudgeError
 from tools.files import append_rows
 
@@ -29,27 +29,26 @@ class TransientError(JudgeError):
     wait = 0.0
 
 
-IMAGE_FORMATS = {"png": rb"\x89PNG", "jpeg": rb"\xff\xd8\xff", "gif": rb"GIF8", "webp": rb"RIFF....WEBP",
-                 "bmp": rb"BM"}
-
-
 @lru_cache(maxsize=64)                     # a picture is judged with each of its responses
 def data_url(image: str | bytes) -> str:
-    """The very bytes of an image file, in the form of the chat protocol; the format is sniffed from magic
-    bytes.  Rarer formats are sent as PNG."""
+    """A picture in the form of the chat protocol, as the policy sees it: the very bytes of its file if any
+    reader makes the same pixels of them, else a PNG of data.as_seen()."""
     try:
         data = image if isinstance(image, bytes) else Path(image).read_bytes()
-        for name, magic in IMAGE_FORMATS.items():
-            if re.match(magic, data, re.DOTALL):
-                return f"data:image/{name};base64,{base64.b64encode(data).decode()}"
         with Image.open(io.BytesIO(data)) as picture:
-            png = io.BytesIO()
-            as_seen(picture).save(png, "PNG")
+            name = (picture.format or "").lower()
+            upright = picture.getexif().get(ExifTags.Base.Orientation, 1) == 1
+            if not (name in ("png", "jpeg", "gif", "webp", "bmp") and picture.mode in ("1", "L", "P", "RGB")
+                    and upright and "transparency" not in picture.info
+                    and getattr(picture, "n_frames", 1) == 1):
+                png = io.BytesIO()
+                as_seen(picture).save(png, "PNG")
+                name, data = "png", png.getvalue()
     except UnidentifiedImageError:
         raise JudgeError("unknown image format") from None
-    except OSError as error:
+    except PICTURE_ERRORS as error:
         raise JudgeError("image cannot be read", str(error)[:200]) from None
-    return f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"
+    return f"data:image/{name};base64,{base64.b64encode(data).decode()}"
 
 
 def openai_messages(messages: list[dict]) -> list[dict]:

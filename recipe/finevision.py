@@ -11,6 +11,8 @@ verifies, is recipe/build.py.)  SOURCE is one of
     FOLDER, FOLDER:subset,subset           of folders of parquet files, one for each subset
     hub/name:subset,subset                 streamed with the `datasets` library
 
+Pictures are in a column images, a list for each row, or in a column image.
+
 FineVision's 185 subsets share the names of columns, but not their order, nor that of the fields inside, nor
 whether there are ratings: everything is taken by name.  Names of subsets hold brackets and plus signs, and
 are never patterns.
@@ -27,7 +29,7 @@ from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
 
-from data import REPORTED, DataError, Query, check_picture, open_picture
+from data import IMAGE_MARK, REPORTED, DataError, Query, open_picture
 from judges.answers import final_span
 from tools.files import write_whole
 from tools.programs import one_line_errors
@@ -36,7 +38,7 @@ from tools.tables import hub_rows, parquet_rows
 RATINGS = ("relevance", "image_correspondence", "visual_dependency", "formatting")
 # `facts` is no column of FineVision: a data set of your own may say there, one JSON text a turn, what more
 # its verifier has to know.
-COLUMNS = ("images", "texts", "facts", *(f"{axis}_ratings" for axis in RATINGS))
+COLUMNS = ("images", "image", "texts", "facts", *(f"{axis}_ratings" for axis in RATINGS))
 PLACEHOLDER = re.compile(r"<\|?(?:image|img)[ _]?(?:pad|\d+)?\|?>|\[(?:image|img)(?:[ _]\d+)?\]",
                          re.IGNORECASE)
 
@@ -51,8 +53,7 @@ def finevision_turns(source: str, seed: int = 0, limit: int | None = None,
         if why := why_unreadable(row):
             yield where, {"id": where, "subset": subset, "bad": why}
             continue
-        images = [image.get("bytes") if isinstance(image, dict) else None
-                  for image in row.get("images") or []]
+        images = pictures_of(row)
         columns = {name: row[name] for name in COLUMNS if isinstance(row.get(name), list)}
         for i, text in enumerate(row["texts"]):
             name = f"{where}/{i}"
@@ -74,8 +75,20 @@ def why_unreadable(row: dict | DataError) -> str:
     texts = row.get("texts")
     if not isinstance(texts, list) or not texts:
         return "no texts"
+    if not pictures_of(row):
+        for name, value in row.items():
+            if isinstance(value, dict) and "bytes" in value:
+                return f"a picture in the column {name}, which must be called images or image"
     pairs = all(isinstance(text, dict | None) for text in texts)
     return "" if pairs else "texts are not pairs of user and assistant"
+
+
+def pictures_of(row: dict) -> list[bytes | None]:
+    """Encoded files; None for one that is only named."""
+    images = row.get("images") or row.get("image") or []
+    files = (image.get("bytes") if isinstance(image, dict) else image
+             for image in (images if isinstance(images, list) else [images]))
+    return [file if isinstance(file, bytes) else None for file in files]
 
 
 def parse_facts(text) -> dict:
@@ -140,7 +153,10 @@ def query_of_turn(turn: dict) -> Query:
     if not all(isinstance(image, bytes) for image in turn["images"]):
         raise DataError("a picture is not in the file")
     for image in turn["images"]:
-        check_picture(image)
+        open_picture(image).close()
+    marks = PLACEHOLDER.findall(turn["user"])
+    if max(marks.count(IMAGE_MARK), len(set(marks))) > len(turn["images"]):
+        raise DataError(f"{len(turn['images'])} images, but {len(marks)} places for them in the text")
     question, solution = PLACEHOLDER.sub("", turn["user"]).strip(), turn["assistant"].strip()
     answer = final_span(solution)
     for text, name in ((question, "question"), (solution, "text of the assistant"), (answer, "final answer")):
@@ -160,7 +176,7 @@ def write_data(source: str, out: Path, seed: int = 0, limit: int | None = None,
         raise DataError(f"{target} exists already: choose another folder")
     files_of(source)                                       # a wrong name is an error before anything is made
     (out / "images").mkdir(parents=True, exist_ok=True)
-    part, ids, bad, first_bad = out / "train.part", set(), 0, []
+    part, ids, images, bad, first_bad = out / "train.part", set(), 0, 0, []
     with open(part, "w", encoding="utf-8", errors="replace") as file:
         for where, turn in finevision_turns(source, seed, limit, revision):
             try:
@@ -172,6 +188,7 @@ def write_data(source: str, out: Path, seed: int = 0, limit: int | None = None,
                 first_bad += [f"{where}: {error}"] if bad <= REPORTED else []
                 continue
             ids.add(query.id)
+            images += len(query.images)
             query.images = [store_picture(image, out) for image in query.images]
             file.write(json.dumps(asdict(query), ensure_ascii=False) + "\n")
     if not ids:
@@ -182,6 +199,7 @@ def write_data(source: str, out: Path, seed: int = 0, limit: int | None = None,
     if bad:
         print(*(f"skipped {problem}" for problem in first_bad),
               f"{bad} bad rows skipped, {len(ids)} read from {source}", sep="\n", file=sys.stderr)
+    print(f"wrote {target}: {len(ids)} queries, {images} images; python data.py {target} says what is in it")
     return target
 
 
@@ -211,8 +229,7 @@ def main() -> None:
     parser.add_argument("--revision", help="of the hub's data set")
     args = parser.parse_args()
     with one_line_errors():
-        target = write_data(args.source, args.out, args.seed, args.limit, args.revision)
-    print(f"wrote {target}; python data.py {target} says what is in it")
+        write_data(args.source, args.out, args.seed, args.limit, args.revision)
 
 
 if __name__ == "__main__":

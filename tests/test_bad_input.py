@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import contextrl
 import toy
-from data import DataError, save_queries
+from data import save_queries
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "toy" / "checkpoint"
@@ -202,14 +202,13 @@ def test_bad_rows_among_good_ones_do_not_end_a_run(tmp_path, capsys):
     assert any(line.startswith("2 bad rows skipped, 2 read") for line in lines)
 
 
-def test_half_an_image_is_named_when_it_is_met(tmp_path):
-    """Only headers are read at the start."""
-    file = tmp_path / "data.jsonl"
+def test_half_an_image_is_found_before_the_run_begins(tmp_path, refused):
+    file, out = tmp_path / "data.jsonl", tmp_path / "run"
     file.write_text(json.dumps(row(images=["half.jpg"])))
     Image.effect_noise((64, 64), 50).save(tmp_path / "half.jpg")
     (tmp_path / "half.jpg").write_bytes((tmp_path / "half.jpg").read_bytes()[:900])
-    with pytest.raises(DataError, match=r"^query a: cannot read image .*half\.jpg \(OSError\)$"):
-        contextrl.train(contextrl.read_config(flags(file, tmp_path / "run")))
+    assert refused(flags(file, out)).endswith(f"query a: cannot read image {tmp_path}/half.jpg (OSError)")
+    assert not out.exists()
 
 
 def test_data_file_that_is_no_text(tmp_path, refused):

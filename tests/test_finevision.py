@@ -64,6 +64,51 @@ def test_parquet_of_finevisions_shape_is_read(source, load, picture, processor, 
         load(f"{source}:none")
 
 
+def dots(**columns) -> dict:
+    return {"texts": [{"user": "<image>\nhow many dots ?", "assistant": "There are two. The answer is 2."}],
+            **columns}
+
+
+def parquet(file: Path, *rows: dict) -> Path:
+    from pyarrow import Table
+    from pyarrow.parquet import write_table
+
+    write_table(Table.from_pylist(list(rows)), file)
+    return file
+
+
+def test_a_column_image_is_read_in_each_of_its_forms(tmp_path, load, picture):
+    encoded = picture(40, 32)
+    for i, value in enumerate(({"bytes": encoded, "path": None}, encoded, [{"bytes": encoded}], [encoded])):
+        query, = load(parquet(tmp_path / f"{i}.parquet", dots(image=value)))
+        assert [Path(image).read_bytes() for image in query.images] == [encoded]
+    # With both columns, the one that holds the pictures counts.
+    query, = load(parquet(tmp_path / "both.parquet", dots(images=[], image={"bytes": encoded})))
+    assert len(query.images) == 1
+
+
+NO_PICTURES = [                              # the columns beside the texts -> what the line names
+    ({"picture": {"bytes": b"x", "path": "x.png"}}, "a picture in the column picture"),
+    ({"image": {"bytes": None, "path": "x.png"}}, "a picture is not in the file"),
+    ({"images": []}, "0 images, but 1 places for them in the text"),
+    ({"score": 3}, "0 images, but 1 places for them in the text"),
+    ({"image": b"no picture"}, "cannot read image of 10 bytes"),
+]
+
+
+@pytest.mark.parametrize("columns, told", NO_PICTURES, ids=[told for _, told in NO_PICTURES])
+def test_a_row_does_not_lose_its_picture_in_silence(tmp_path, columns, told):
+    with pytest.raises(DataError, match=f"no usable row in .*: all 1 are bad, the first: .*{told}"):
+        write_data(str(parquet(tmp_path / "a.parquet", dots(**columns))), tmp_path / "out")
+
+
+def test_a_picture_may_be_named_twice_in_a_text(tmp_path, load, picture):
+    texts = [{"user": "is <image_1> like <image_2>, or is <image_2> larger ?", "assistant": "Yes."},
+             {"user": "what does <b>this</b> show ?", "assistant": "Two."}]
+    images = [{"bytes": picture(40, 32, i)} for i in range(2)]
+    assert len(load(parquet(tmp_path / "a.parquet", {"texts": texts, "images": images}))) == 2
+
+
 def test_a_parquet_file_that_is_none_is_a_bad_row(source, load, capsys):
     (source / "vqa" / "train-00001-of-00001.parquet").write_bytes(b"PAR1 but not really")
     assert len(load(source)) == 3

@@ -12,8 +12,8 @@ from data import DataError
 
 def parquet_rows(file: Path, columns: tuple[str, ...] = (), needed: str = "") -> Iterator[dict | DataError]:
     """In a damaged row group each remaining row is yielded as one error; a file that is no parquet, or has no
-    column `needed`, is yielded as one error.  `columns`: read only those of them that the file has; default:
-    all columns."""
+    column `needed`, is yielded as one error.  `columns`: read only those of them that the file has, and those
+    that hold pictures, whatever their name; default: all columns."""
     try:
         import pyarrow
         from pyarrow.parquet import ParquetFile
@@ -21,11 +21,12 @@ def parquet_rows(file: Path, columns: tuple[str, ...] = (), needed: str = "") ->
         raise DataError(f"{file}: reading parquet files needs: pip install pyarrow") from None
     try:
         with ParquetFile(file, pre_buffer=False) as parquet:
-            names = parquet.schema_arrow.names
-            if needed and needed not in names:
+            schema = parquet.schema_arrow
+            if needed and needed not in schema.names:
                 yield DataError(f"no column {needed}")
                 return
-            present = [name for name in columns if name in names] if columns else None
+            present = [field.name for field in schema
+                       if field.name in columns or "bytes: " in str(field.type)] if columns else None
             for group in range(parquet.num_row_groups):
                 left = parquet.metadata.row_group(group).num_rows
                 try:

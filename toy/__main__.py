@@ -6,6 +6,7 @@
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from context_pairs.pairs import save_pairs
@@ -27,6 +28,14 @@ def main() -> None:
     sample.add_argument("folder", type=Path)
     sample.add_argument("--size", type=int, default=24)
     args = parser.parse_args()
+    try:
+        run(args)
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def run(args: argparse.Namespace) -> None:
     if args.command == "finevision":
         finevision_sample(args.folder, args.size)
         print(f"wrote {', '.join(sorted(f.name for f in args.folder.iterdir()))} to {args.folder}")

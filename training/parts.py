@@ -6,20 +6,34 @@ a hub id.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from tqdm import tqdm
 
 import toy
 from context_pairs.loss import option_ids
-from context_pairs.pairs import ContextPair, deal_letters, drop_unaskable, load_pairs
-from data import DataError, Processor, Query, load_model, load_queries, retry_template
+from context_pairs.pairs import ContextPair, deal_letters, drop_unaskable, load_pairs, query_of_pair
+from data import (
+    DataError,
+    Processor,
+    Query,
+    load_model,
+    load_queries,
+    open_picture,
+    read_picture,
+    report_skipped,
+    retry_template,
+    short,
+)
 from judges.custom import FunctionVerifier
 from judges.rule import RuleFirst, RuleVerifier
-from policy import Policy
+from policy import Policy, all_gather
 from reward import Verifier, VerifierLike
 from sampler import HFEngine, VLLMEngine
 from tools.files import digest_of, weights_digest
@@ -83,6 +97,47 @@ def load_heldout_pairs(name: str) -> list[ContextPair]:
     return toy.heldout_pairs() if name in BUILT_IN else load_pairs(name)
 
 
+def askable(items: list, processor: Processor, query_of: Callable = lambda query: query) -> list:
+    """Items whose query this model can be asked: no special token in the text, and pictures that can be
+    decoded and fit into the model's bounds.  The others are counted and named; none left is an error.
+
+    Each picture is decoded once, here and in threads, so that a broken one does not end a run later.  Ranks
+    share the pictures, and all of them drop the same items.
+    """
+    def problem(image: str | bytes) -> str:
+        try:
+            with open_picture(image) as picture:
+                processor.size_of(picture)
+            read_picture(image, draft=True)
+        except DataError as error:
+            return str(error)
+        return ""
+
+    queries = [query_of(item) for item in items]
+    images = list(dict.fromkeys(image for query in queries for image in query.images))
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    mine = range(rank, len(images), world)
+    with ThreadPoolExecutor() as pool:
+        found = tqdm(pool.map(lambda i: (i, problem(images[i])), mine), total=len(mine), desc="pictures",
+                     delay=2, leave=False, disable=rank > 0)
+        broken = {images[i]: why for share in all_gather(list(found)) for i, why in share if why}
+
+    kept, bad = [], []
+    for item, query in zip(items, queries, strict=True):
+        try:
+            processor.check(query)
+            for image in query.images:
+                if image in broken:
+                    raise DataError(f"query {short(query.id)}: {broken[image]}")
+            kept.append(item)
+        except DataError as error:
+            bad.append(str(error))
+    if bad and not kept:
+        raise DataError(f"nothing that this model can be asked: all {len(bad)} are bad, the first: {bad[0]}")
+    report_skipped(bad, f"rows skipped that this model cannot be asked, {len(kept)} kept")
+    return kept
+
+
 def is_built_in(queries: Sequence[Query]) -> bool:
     """Whether all of them are of the built-in world, so that its exact verifier can judge them."""
     return any(map(toy.can_judge, queries)) and all(
@@ -129,8 +184,8 @@ def open_verifier(name: str, context: str, queries: Sequence[Query], judge_model
     if name in BUILT_IN:
         stranger = next((q for q in queries if not (toy.can_judge(q) or q.facts.get("rule"))), None)
         if stranger:
-            raise DataError(f"query {stranger.id} is not of the built-in world, whose verifier needs the "
-                            "facts of its picture: --verifier URL, 'rule', a model or a file of yours")
+            raise DataError(f"query {short(stranger.id)} is not of the built-in world, whose verifier needs "
+                            "the facts of its picture: --verifier URL, 'rule', a model or a file of yours")
         verifier = toy.ToyVerifier(context)
     elif name == "rule":
         verifier = RULE
@@ -192,17 +247,17 @@ def assemble(config: Config, run: RunFolder, device: str) -> Parts:
     check_verifier_settings(config)
     queries, heldout = load_train(config.data), load_heldout(config.eval_data, config.data)
     pairs = load_context_pairs(config.context_pairs, config.seed)
-    recorded = read_rollouts(config.rollouts_from, {q.id for q in queries}, config.steps)
     samples = bool(heldout) or not (config.method == "sft" or config.rollouts_from)
     judged = heldout if config.method == "sft" else [*queries, *heldout]
     verifier, exact_verifier = open_verifiers(config, run, judged) if samples else (None, None)
     template = retry_prompt(config.retry_prompt, queries)
-    processor, policy = load_policy(config, run, device)
-    for query in [*queries, *heldout]:
-        processor.check(query)
+    processor = load_processor(config.model, config.max_pixels)
+    queries, heldout = askable(queries, processor), askable(heldout, processor)
+    recorded = read_rollouts(config.rollouts_from, {q.id for q in queries}, config.steps)
     if pairs:
         option_ids(processor)                                     # or one line, before anything is sampled
-        pairs = drop_unaskable(pairs, processor, config.max_context)
+        pairs = drop_unaskable(askable(pairs, processor, query_of_pair), processor, config.max_context)
+    policy = load_policy(config, run, processor, device)
     engine = None
     if samples:
         engine = policy_engine(config, processor, policy)
@@ -265,9 +320,9 @@ def open_verifiers(config: Config, run: RunFolder, queries: list[Query]) -> tupl
     return verifier, RuleFirst(exact) if isinstance(verifier, RuleFirst) else exact
 
 
-def load_policy(config: Config, run: RunFolder, device: str) -> tuple[Processor, Policy]:
+def load_policy(config: Config, run: RunFolder, processor: Processor, device: str) -> Policy:
     """The start policy, or that of the checkpoint if the run is resumed."""
-    path, processor = model_path(config.model), load_processor(config.model, config.max_pixels)
+    path = model_path(config.model)
     with loading(f"model {path}"):
         policy = Policy(
             path, processor, config.learning_rate, config.steps, config.warmup_steps, config.min_lr_ratio,
@@ -282,7 +337,7 @@ def load_policy(config: Config, run: RunFolder, device: str) -> tuple[Processor,
             raise DataError(f"--resume: checkpoint of another model ({was}) than {path} ({now})")
         with loading(f"checkpoint {run.checkpoint}"):
             load_checkpoint(policy, run.checkpoint)
-    return processor, policy
+    return policy
 
 
 def policy_engine(config: Config, processor: Processor, policy: Policy) -> HFEngine | VLLMEngine:

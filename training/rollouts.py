@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 import grpo
-from data import DataError, Processor, Query, json_lines, save_image
+from data import DataError, Processor, Query, json_lines, save_image, short
 from judges.rule import answers_match
 from policy import all_sum
 from reward import Verdict, VerdictStatus, VerifierLike
@@ -112,7 +112,7 @@ def read_rollouts(path: str, queries: set[str], steps: int) -> dict[int, list[di
         except (ValueError, KeyError, TypeError):
             raise DataError(f"{where}: not a row of a recording") from None
         if row["query"] not in queries:
-            raise DataError(f"{where}: query {row['query']} is not in the training data")
+            raise DataError(f"{where}: query {short(str(row['query']))} is not in the training data")
     if not recorded:
         raise DataError(f"recording is empty: {path}")
     missing = [step for step in range(1, steps + 1) if step not in recorded]
