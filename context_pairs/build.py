@@ -20,6 +20,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ from tqdm import tqdm
 
 from context_pairs.pairs import ContextPair, same_context, save_pairs
 from data import (
+    REPORTED,
     DataError,
     Processor,
     Query,
@@ -39,7 +41,6 @@ from data import (
     load_model,
     load_queries,
     read_picture,
-    report_skipped,
     short,
     text_of,
 )
@@ -159,7 +160,7 @@ def masked(context: str, *answers: str) -> str:
 
 def read_trajectories(path: Path, left_out: Counter) -> list[dict]:
     """Rows {"id", "question", "answer", "context", ...}; a context may be a list of chat messages."""
-    rows, seen, bad = [], set(), []
+    rows, seen = [], set()
     for where, line in json_lines(path):
         try:
             row = json_row(line)
@@ -172,9 +173,10 @@ def read_trajectories(path: Path, left_out: Counter) -> list[dict]:
             seen.add(row["id"])
             rows.append(row)
         except (DataError, KeyError, TypeError) as error:
-            bad.append(f"{where}: {error if isinstance(error, DataError) else 'a message is none'}")
-    report_skipped(bad, f"bad rows skipped, {len(rows)} read from {path}")
-    left_out["bad rows"] += len(bad)
+            left_out["bad rows"] += 1
+            why = error if isinstance(error, DataError) else "a message is none"
+            if left_out["bad rows"] <= REPORTED:
+                print(f"skipped {where}: {why}", file=sys.stderr)
     return rows
 
 
