@@ -270,10 +270,16 @@ def retry_template(file: str | Path = "") -> str:
     return template
 
 
+# What no tokenizer or page should get: control characters but newline and tab, and half characters (JSON can
+# spell them).  A form feed or backspace was LaTeX, \frac or \beta, before JSON took it for an escape.
+UNPRINTABLE = {code: " " for code in (*range(9), *range(11, 32), *range(127, 160))} | {
+    code: "?" for code in range(0xD800, 0xE000)} | {ord("\b"): r"\b", ord("\f"): r"\f"}
+
+
 def retry_message(report: str, template: str) -> str:
     """Without a report (none was written, or the ablation): the second part of the template."""
     with_report, without = template.split("\n---\n")
-    return fill_prompt(with_report, report=report.strip()) if report else without
+    return fill_prompt(with_report, report=report.translate(UNPRINTABLE).strip()) if report else without
 
 
 # ---------------------------------------------------------------------------------- from query to model input
