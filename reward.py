@@ -402,8 +402,7 @@ class Verifier:
         def by_rule(text: str) -> bool:
             return says_nothing(text) or self.context == "solution" and has_revision_cue(text)
         verdicts: list[Any] = [Verdict.judged(False, False) if by_rule(text) else None for _, text in pairs]
-        # The failure window is about the judge, so it has no place for these: a policy that says nothing
-        # would hide a dead judge behind them.
+        # Not in the failure window: a policy that says nothing would hide a dead judge behind these.
         self._add(verdicts=len(pairs), by_rule=sum(v is not None for v in verdicts))
         asked = todo = [i for i, verdict in enumerate(verdicts) if verdict is None]
         for attempt in range(self.attempts if asked else 0):

@@ -4,7 +4,6 @@ import asyncio
 import base64
 import io
 import json
-import math
 import os
 import random
 import re
@@ -271,7 +270,7 @@ def read_completion(raw: bytes, usage: dict) -> str:
         message = choice["message"] if choice.get("message") is not None else {"content": choice.get("text")}
         text, refusal = message.get("content"), message.get("refusal")
         thoughts = [message.get(name) for name in ("reasoning_content", "reasoning")]
-        thought = next((text.strip() for text in thoughts if isinstance(text, str) and text.strip()), "")
+        thought = next((part.strip() for part in thoughts if isinstance(part, str) and part.strip()), "")
         if isinstance(text, list):
             refusal = refusal or "".join(part.get("refusal") or "" for part in text)
             text = "".join(part["text"] for part in text if part.get("type", "text") in TEXT_PARTS)
@@ -279,15 +278,15 @@ def read_completion(raw: bytes, usage: dict) -> str:
             raise TypeError
     except (LookupError, TypeError, AttributeError):
         raise TransientError("not a chat answer", server_message(raw)) from None
-    counts = answer.get("usage")
     for name in ("prompt_tokens", "completion_tokens"):
-        count = counts.get(name) if isinstance(counts, dict) else None
-        usage[name] = int(count) if isinstance(count, int | float) and math.isfinite(count) else 0
+        usage[name] = 0
+        with suppress(LookupError, TypeError, ValueError, OverflowError):                 # missing, null, NaN
+            usage[name] = int(answer["usage"][name])
     if choice.get("finish_reason") in ("length", "max_tokens"):
         raise JudgeError("verdict cut off at max_tokens")
-    if not text and refusal:
+    if refusal and not (text or "").strip():
         raise JudgeError("refused", str(refusal)[:200])
-    if not text and thought:
+    if thought and not (text or "").strip():
         if not (thought[0] == "{" and thought[-1] == "}"):
             raise JudgeError("thoughts without an answer", " ".join(thought.split())[:200])
         text = thought
