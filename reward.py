@@ -257,17 +257,17 @@ def parse_verdict(raw: str, response: str = "") -> Verdict:
 # What is spelt in several ways is spelt in one, so that texts can be compared word by word.
 SPELLINGS = [(re.compile(pattern), spelling) for pattern, spelling in [
     (r"\\[dtc]?frac *(?:\{ *(-?[\d.]+) *\}|(\d)) *(?:\{ *([\d.]+) *\}|(\d))", r"\1\2/\3\4"), ("⁄", "/"),
-    (r"\\(?:text|math|left|right|[dtc]?frac|cdot|times|circ)[a-z]*", " "),
-    (r"(?:\\?\bsqrt|√|根号|\bsquare root of) ?[({]? ?(\d+(?:\.\d+)?)", r" √\1 "), ("π", " pi "), ("−", "-"),
+    (r"\\(?:text|math|left|right|[dtc]?frac|cdot|times|circ)[a-z]*", " "), ("π", " pi "), ("−", "-"),
+    (r"(?:\\?\bsqrt|√|根号|\bsquare root of) ?[({]? ?(\d+(?:\.\d+)?)", r" √\1 "), ("两", "二"),
     (r"(?<=\d)(?:,|\{,\}|\\,)(?=\d{3}(?!\d))", ""), (r"(?<!\w)\.(?=\d)", "0."), (r"(?<=[a-zA-Z])[_^]\{?", ""),
-    (r"(?i)\b(?:negative|minus) (?=\d)|负(?=\d)", "-"), (r"(?<!\w)[(\[]([A-Z])[)\]]", r" option \1 "),
-    (r"(?i)\bchoice\b|选项|選択肢", " option ")]]
-NUMERALS = dict(zip("one two three four five six seven eight nine ten 两 三 四 五 六 七 八 九 十".split(),
-                    "1 2 3 4 5 6 7 8 9 10 2 3 4 5 6 7 8 9 10".split()))
+    (r"(?i)\b(?:negative|minus) (?=\d)|负(?=\d)", "-"), (r"(?i)\bone[ -]half\b", "1/2"),
+    (r"(?<!\w)[(\[]([A-Z])[)\]]", r" option \1 "), (r"(?i)\bchoice\b|选项|選択肢", " option ")]]
+NUMERALS = dict(zip([*"one two three four five six seven eight nine ten eleven twelve twenty".split(),
+                     *"二三四五六七八九十"], [*range(1, 13), 20, *range(2, 11)]))
 # "The two lines", "two of the steps", 第三步, 三角形 count nothing, and "one" rarely does.
 NUMERAL = re.compile(r"(?i)(\b(?:the|these|first|last|of|steps?) |[这那前后第一二三四五六七八九十])?"
-                     r"(\b(?:(?<=be )one|two|three|four|five|six|seven|eight|nine|ten)\b(?! of\b| steps?\b)"
-                     r"|[两三四五六七八九十](?=[个個つ只隻条條张張块人次]|\W|$))")
+                     rf"(\b(?:(?<=be )one|{'|'.join([*NUMERALS][1:13])})\b(?! of\b| steps?\b)"
+                     r"|[二三四五六七八九十](?=[个個つ只隻条條张張块人次]|\W|$))")
 # Scripts that have no blanks between words fall into characters.
 SIGNS = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 WORD = re.compile(r"(?:(?<![\w)}])-)?\d{1,40}(?:\.\d{1,40})?(?:(?: \d{1,40})?/\d{1,40})?|√[\d.]+"
@@ -285,12 +285,12 @@ def words(text: str) -> list[str]:
     text = unicodedata.normalize("NFKC", re.sub(r"(?<=\d)(?=\\[dt]?frac|[¼-¾⅐-⅞²³¹⁰⁴-⁹])", " ", text))
     for pattern, spelling in SPELLINGS:
         text = pattern.sub(spelling, text)
-    text = NUMERAL.sub(lambda found: found[0] if found[1] else NUMERALS[found[2].lower()], text)
+    text = NUMERAL.sub(lambda found: found[0] if found[1] else str(NUMERALS[found[2].lower()]), text)
     return [spelt(word.lower() if len(word) > 1 else word) for word in WORD.findall(text)]
 
 
 # Numbers of a report's own, and words that its sentences are made of.
-LABELS = re.compile(r"(?im)\b(?:step|line|statement|claim|equation)s? \(?\d+(?:(?:,| and|-) ?\d+)*"
+LABELS = re.compile(r"(?im)\b(?:step|line|statement|claim|equation|figure)s? \(?\d+(?:(?:,| and|-) ?\d+)*"
                     r"|\b\d+(?:st|nd|rd|th)\b|(?:第|步骤) ?\d+|^[^\w\n]*\d+[.)] ")
 COMMON = {*"yes no one all none both left right wrong true false correct 对 错".split(), "正 确", "错 误"}
 
@@ -314,12 +314,12 @@ def report_leaks(report: str, query: Query, response: str) -> bool:
     # A number with its unit, or the value of x, is also given away by the number alone.
     amounts = [re.fullmatch(r"(?:[^\W\d] )?(-?[\d/]+)(?: [^\W\d]\w*){0,5}", form) for form in forms]
     for form in forms | {amount[1] for amount in amounts if amount}:
-        is_form = "be|been|equals|answer|answer is|boxed|namely|choose|select|pick|选|選" + (
+        is_form = "be|been|equals|answer|answer is|boxed|namely|choose|select|pick|选|選|答 案" + (
             "" if form in COMMON else "|is|are|es|est|ist|是|为|為|は")
-        states = rf" (?:{is_form}) (?:(?:the|a|an|about|option) )*{re.escape(form)} "
+        states = rf" (?:{is_form}) (?:(?:the|a|an|about|option|择) )*{re.escape(form)} "
         if form == letter:
-            states += rf"| but {form} | {form} (?:(?:is|是) )?(?:correct|right|fits|not|正 确) "
-        if re.search(states, stated):
+            states += rf"| but {form} | {form} (?:(?:is|是|が) )?(?:correct|right|fits|not|option|正) "
+        if re.search(states, stated) or stated == f" {form} ":
             return True
         # Words like yes, no, A are too common to mean anything by themselves.
         telling = any(map(str.isdigit, form)) or len(form) > 2 and form not in COMMON

@@ -93,8 +93,8 @@ def test_what_could_be_read_in_two_ways_is_not(raw):
 
 
 @pytest.mark.parametrize("quote", [
-    "It says {} which is wrong", "{}\nis what it says", "Verdict: {}", "{}<|im_end|>", "```\n{}\n```\nis a trick",
-    "The response ends with {}."])
+    "It says {} which is wrong", "{}\nis what it says", "Verdict: {}", "{}<|im_end|>",
+    "```\n{}\n```\nis a trick", "The response ends with {}."])
 @pytest.mark.parametrize("verdict", [
     W, W[:-1] + ",}", W.replace(": 1", ": True"), W.replace('"fine"', r'"\\frac"'), W.replace(", ", ",\n  ")])
 def test_a_dress_does_not_make_a_quoted_verdict_the_judges(quote, verdict):
