@@ -87,10 +87,8 @@ REPORTED = 10                                      # bad rows that are named; th
 
 
 def load_queries(source: str | Path) -> list[Query]:
-    """All queries of a JSONL file.
-
-    A row that cannot be used is skipped, counted and reported on stderr; no usable row at all is an error.
-    Of a picture only the header is read; training/parts.py: askable() goes on from there."""
+    """All queries of a JSONL file.  A row that cannot be used is skipped, counted and named; none left is an
+    error.  Of a picture only the header is read; training/parts.py: askable() goes on from there."""
     path = Path(source)
     if os.path.isdir(path) or path.suffix == ".parquet" or (":" in str(source) and not os.path.exists(path)):
         raise DataError(f"{source} is no JSONL file: python -m recipe.finevision {source} OUT writes one")
@@ -290,10 +288,15 @@ def retry_template(file: str | Path = "") -> str:
     return template
 
 
+# Control and half characters.  A form feed was \frac, a backspace \beta, before JSON took it for an escape.
+UNPRINTABLE = {code: " " for code in (*range(9), *range(11, 32), *range(127, 160))} | {
+    code: "?" for code in range(0xD800, 0xE000)} | {ord("\b"): r"\b", ord("\f"): r"\f"}
+
+
 def retry_message(report: str, template: str) -> str:
     """Without a report (none was written, or the ablation): the second part of the template."""
     with_report, without = template.split("\n---\n")
-    return fill_prompt(with_report, report=report.strip()) if report else without
+    return fill_prompt(with_report, report=report.translate(UNPRINTABLE).strip()) if report else without
 
 
 # ---------------------------------------------------------------------------------- from query to model input
@@ -325,8 +328,7 @@ class Processor:
         if self.eos_id is None:
             raise ValueError("neither chat template nor tokenizer names a token that ends a response")
         self.pad_id = self.eos_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
-        # A policy may sample ids that only the processor may write; the number of placeholders would then
-        # disagree with the number of image features and the trainer's forward pass would raise.
+        # A policy may not sample what only the processor may write: a placeholder without an image, say.
         known, rows = len(self.tokenizer), config.text_config.vocab_size
         self.forbidden_ids = sorted({self.image_id, config.video_token_id, config.vision_start_token_id,
                                      config.vision_end_token_id, *range(known, rows)})
@@ -487,9 +489,7 @@ def main() -> None:
         except DataError as error:
             broken += 1
             print(f"query {short(query.id)}: {error}", file=sys.stderr)
-    words = sum(len(query.solution.split()) for query in queries) / len(queries)
-    images = sum(len(query.images) for query in queries)
-    print(f"{len(queries)} queries, {images} images, {words:.0f} words per reference solution")
+    print(f"{len(queries)} queries, {sum(len(query.images) for query in queries)} images")
     for name, count in sorted(Counter(query.family for query in queries).items()):
         print(f"  {short(name):16s} {count}")
     sys.exit(2 if broken else 0)

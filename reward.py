@@ -1,17 +1,15 @@
 """The verifier: sees the FULL reference solution, returns a verdict and a mistake report (section 3.1).
 
-One call per response.  The judge answers one JSON object: Analysis, Self-Consistency, Correctness, Mistake
-Report. The reward is 1 iff Correctness is 1: no format reward, no partial credit.  How much the judge is told
-is one switch:
+One call per response, answered by one JSON object: Analysis, Self-Consistency, Correctness, Mistake Report.
+The reward is 1 iff Correctness is 1: no format reward, no partial credit.  How much is told is one switch:
 
     none       question, picture and response only
     answer     + the reference answer                     (ordinary RLVR; paper, appendix figure A-1)
     solution   + the whole reference solution             (ContextRL; paper, appendix figure A-2)
 
 What is said to it stands in prompts/judge_<context>.txt.  `Verifier` = prompt builder + strict parser +
-failure policy around any callable chat(messages) -> text.  An empty response, or one that speaks like a
-revision, is negative without a judge.  The response is untrusted text: it is fenced by a boundary it cannot
-know, and only the judge's own output is parsed.
+failure policy around any callable chat(messages) -> text.  A response that is empty or speaks like a revision
+is negative without a judge.  It is untrusted text: a boundary that it cannot know fences it.
 
 A judge that fails is NOT a wrong answer.  What cannot be read is asked for once more; then the verdict has
 status FAILED and reward None: its response is left out of the group and of every mean, its query gets no
@@ -31,14 +29,16 @@ import re
 import sys
 import threading
 import time
+import unicodedata
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
 
-from data import DataError, Query, fill_prompt, load_queries, read_prompt
+from data import UNPRINTABLE, DataError, Query, fill_prompt, load_queries, read_prompt
 
 CONTEXTS = ("none", "answer", "solution")
 PROMPTS = Path(__file__).resolve().parent / "prompts"
@@ -139,7 +139,8 @@ def is_independent(text: str) -> bool:
 
 
 def says_nothing(text: str) -> bool:
-    """Empty, punctuation only, or an opener without content: negative, and no judge is asked."""
+    """Nothing but thoughts, punctuation or an opener: negative, and no judge is asked."""
+    text = text.rpartition("</think>")[2].partition("<think>")[0]          # thoughts without an end are none
     plain = re.sub(r"[^\w' ]+|_", " ", text.replace("’", "'")).strip().lower()
     return not re.search(r"\w", plain) or " ".join(plain.split()) in EMPTY_OPENERS
 
@@ -172,8 +173,7 @@ def judge_prompt(context: str, file: str = "") -> str:
 
 
 def judge_messages(query: Query, response: str, template: str, again: bool = False) -> list[dict]:
-    """Chat messages for one verdict: the images, then one text.  Image parts carry the path or bytes of the
-    query.
+    """Chat messages for one verdict: the images (path or bytes, as in the query), then one text.
 
     `again`: the first output could not be read.  The same words would bring the same output at temperature 0.
     """
@@ -197,72 +197,138 @@ def unambiguous(pairs: list[tuple]) -> dict:
     return dict(pairs)
 
 
-def parse_verdict(raw: str, response: str = "") -> Verdict:
-    """Reads a judge's output strictly: it must END with one JSON object with the keys, scores 0 or 1.  Else
-    FAILED.
+# Group 1: an escape of JSON's, unless it begins a LaTeX command.  Else a backslash that is meant as one.
+BACKSLASH = re.compile(
+    r"""(\\(?!r[a-z]|n(?:abla|e|eq|eg|u|ot|otin|i|leq|geq|mid|parallel|cong|sim|subseteq)(?![a-zA-Z])
+             |t(?:ext[a-z]*|imes|heta|anh?|au|o|op|frac|binom|ilde|riangle[a-z]*|herefore|ag)(?![a-zA-Z]))
+         (?:["\\/bfnrt]|u[0-9a-fA-F]{4}))|\\""", re.VERBOSE)
+SLIPS = re.compile(r'"(?:[^"\\]|\\.)*+"?|\b(?:True|False|None)\b|,(?=\s*[}\]])', re.DOTALL)
 
-    Thoughts, prose and a code fence may stand before it.  The object has to begin a line: newlines are
-    escaped inside JSON texts, so what a judge quotes in its Analysis never does.  An object copied from the
-    response does not count.
+
+def mended(text: str) -> str:
+    """JSON as language models write it, made JSON: LaTeX with one backslash, Python's words, a last comma."""
+    def piece(found: re.Match) -> str:
+        if found[0][0] == '"':
+            return BACKSLASH.sub(lambda part: part[1] or r"\\", found[0])
+        return {"True": "true", "False": "false", "None": "null"}.get(found[0], "")
+    return SLIPS.sub(piece, text)
+
+
+def parse_verdict(raw: str, response: str = "") -> Verdict:
+    """Reads a judge's output: one JSON object with the keys, scores 0 or 1, none behind it.  Else FAILED.
+
+    Thoughts and prose may stand before it, words and special tokens behind it.  It is the first that begins a
+    line, else the first at all: quotes are escaped inside JSON texts, so what a judge quotes in its Analysis
+    is neither.  An object copied from the response does not count, nor a positive one if the response writes
+    that key: a judge may have quoted it, careless of escapes.
     """
-    value = None
-    parts = raw.split("</think>")
-    for text in ("</think>".join(parts[i:]) for i in range(len(parts))):
-        start = re.search(r"^[ \t]*\{", text, re.MULTILINE)
-        if not start:
+    # A verdict, and thoughts, may quote the end of thoughts.
+    for text in (raw, raw.partition("</think>")[2], raw.rpartition("</think>")[2]):
+        start = re.search(r"^[ \t]*\{", text, re.MULTILINE) or re.search(r"\{(?=\s*\")", text)
+        if not start or "<think>" in text[:start.start()]:
             continue
-        at = start.end() - 1
+        text = mended(text[start.end() - 1:])
         try:
-            found, end = json.JSONDecoder(object_pairs_hook=unambiguous).raw_decode(text, at)
+            value, end = json.JSONDecoder(object_pairs_hook=unambiguous, strict=False).raw_decode(text)
         except (ValueError, RecursionError):
             continue
-        if text[end:].strip() in ("", "```"):
-            if "".join(text[at:end].split()) in "".join(response.split()):
-                return Verdict.failed("the verdict is copied from the response")
-            value = found
+        if not re.search(r'[{}"]|</think>', text[end:]):
             break
-    if value is None:
+    else:
         return Verdict.failed("not one JSON verdict")
     missing = [key for key in VERDICT_SCHEMA["required"][:3] if key not in value]
     if missing:
         return Verdict.failed(f"missing key {missing[0]}")
-    scores = []
     for key in ("Self-Consistency", "Correctness"):
-        score = value[key]
-        if isinstance(score, bool) or score not in (0, 1, "0", "1") or isinstance(score, float):
+        if value[key] not in (0, 1, "0", "1"):                                  # True and 1.0 are 1
             return Verdict.failed(f"{key} is neither 0 nor 1")
-        scores.append(int(score))
     report = value.get("Mistake Report", "") or ""
     if not isinstance(report, str) or not isinstance(value["Analysis"], str):
         return Verdict.failed("a text field is not a text")
-    consistent, correct = map(bool, scores)
+    consistent, correct = bool(int(value["Self-Consistency"])), bool(int(value["Correctness"]))
     if correct and not consistent:
         return Verdict.failed("Correctness 1 with Self-Consistency 0")
-    # JSON can spell half a character (\\ud800), which no file and no tokenizer takes.
-    report, analysis = (text.encode("utf-8", "replace").decode() for text in (report, value["Analysis"]))
+    copy, said = (re.sub(r"[\s\\]", "", words) for words in (text[:end], response))
+    if copy in said or correct and '"Correctness":' in said:
+        return Verdict.failed("the verdict is copied from the response")
+    report, analysis = (text.translate(UNPRINTABLE) for text in (report, value["Analysis"]))
     return Verdict.judged(correct, consistent, report.strip(), analysis)
 
 
+# What is spelt in several ways is spelt in one, so that texts can be compared word by word.
+SPELLINGS = [(re.compile(pattern), spelling) for pattern, spelling in [
+    (r"\\[dtc]?frac *(?:\{ *(-?[\d.]+) *\}|(\d)) *(?:\{ *([\d.]+) *\}|(\d))", r"\1\2/\3\4"), ("⁄", "/"),
+    (r"\\(?:text|math|left|right|[dtc]?frac|cdot|times|circ)[a-z]*", " "), ("π", " pi "), ("−", "-"),
+    (r"(?:\\?\bsqrt|√|根号|\bsquare root of) ?[({]? ?(\d+(?:\.\d+)?)", r" √\1 "), ("两", "二"),
+    (r"(?<=\d)(?:,|\{,\}|\\,)(?=\d{3}(?!\d))", ""), (r"(?<!\w)\.(?=\d)", "0."), (r"(?<=[a-zA-Z])[_^]\{?", ""),
+    (r"(?i)\b(?:negative|minus) (?=\d)|负(?=\d)", "-"), (r"(?i)\bone[ -]half\b", "1/2"),
+    (r"(?<!\w)[(\[]([A-Z])[)\]]", r" option \1 "), (r"(?i)\bchoice\b|选项|選択肢", " option ")]]
+NUMERALS = dict(zip([*"one two three four five six seven eight nine ten eleven twelve twenty".split(),
+                     *"二三四五六七八九十"], [*range(1, 13), 20, *range(2, 11)]))
+# "The two lines", "two of the steps", 第三步, 三角形 count nothing, and "one" rarely does.
+NUMERAL = re.compile(r"(?i)(\b(?:the|these|first|last|of|steps?) |[这那前后第一二三四五六七八九十])?"
+                     rf"(\b(?:(?<=be )one|{'|'.join([*NUMERALS][1:13])})\b(?! of\b| steps?\b)"
+                     r"|[二三四五六七八九十](?=[个個つ只隻条條张張块人次]|\W|$))")
+# Scripts that have no blanks between words fall into characters.
+SIGNS = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
+WORD = re.compile(r"(?:(?<![\w)}])-)?\d{1,40}(?:\.\d{1,40})?(?:(?: \d{1,40})?/\d{1,40})?|√[\d.]+"
+                  rf"|[{SIGNS}]|[^\W\d_{SIGNS}][^\W_{SIGNS}]*")
+
+
+def words(text: str) -> list[str]:
+    """For comparison: 0.5, ½ and \\frac12 are "1/2", three is "3"; in small letters, but A is not a."""
+    def spelt(word: str) -> str:
+        try:
+            return str(sum(map(Fraction, word.split()))) if word[-1].isdigit() else word     # "2 1/2" is 5/2
+        except (ValueError, ZeroDivisionError):
+            return word
+    # NFKC makes full-width signs plain and ½ 1/2; with a blank before it, 2½ does not become 21/2.
+    text = unicodedata.normalize("NFKC", re.sub(r"(?<=\d)(?=\\[dt]?frac|[¼-¾⅐-⅞²³¹⁰⁴-⁹])", " ", text))
+    for pattern, spelling in SPELLINGS:
+        text = pattern.sub(spelling, text)
+    text = NUMERAL.sub(lambda found: found[0] if found[1] else str(NUMERALS[found[2].lower()]), text)
+    return [spelt(word.lower() if len(word) > 1 else word) for word in WORD.findall(text)]
+
+
+# Numbers of a report's own, and words that its sentences are made of.
+LABELS = re.compile(r"(?im)\b(?:step|line|statement|claim|equation|figure)s? \(?\d+(?:(?:,| and|-) ?\d+)*"
+                    r"|\b\d+(?:st|nd|rd|th)\b|(?:第|步骤) ?\d+|^[^\w\n]*\d+[.)] ")
+COMMON = {*"yes no one all none both left right wrong true false correct 对 错".split(), "正 确", "错 误"}
+
+
 def report_leaks(report: str, query: Query, response: str) -> bool:
-    """True if a report gives the answer away: states it, or copies the reference solution.
+    """True if a report gives the answer away, in any notation: states it, or copies the reference solution.
 
     >>> q = Query("q", [], "how many ?", "red 3 and blue 2 make 5", "5")
     >>> report_leaks("red is not 4", q, "red 4 ; 6"), report_leaks("it should be 5", q, "red 4 ; 6")
     (False, True)
     """
-    def words(text: str) -> list[str]:
-        return re.findall(r"\w+(?:\.\w+)*", text.lower())
     answer, solution = " ".join(words(query.answer)), words(query.solution)
-    known = f" {' '.join(words(response + ' ' + query.question))} "
-    stated = f" {' '.join(words(re.sub(r'(?i)step [0-9]+', 'step', report)))} "
-    if answer and re.search(rf" (?:is|be|equals|answer|boxed|namely) {re.escape(answer)} ", stated):
-        return True
-    # Words like yes, no, A are too common to mean anything by themselves.
-    telling = answer.isdigit() or len(answer) > 3
-    if telling and f" {answer} " in stated and f" {answer} " not in known:
-        return True
-    window = min(8, max(len(solution), 4))
-    runs = (" ".join(solution[i:i + window]) for i in range(len(solution) - window + 1))
+    said = f" {' '.join(words(response))} "
+    known = f"{said}{' '.join(words(query.question))} "
+    stated = f" {' '.join(words(LABELS.sub(' ', report)))} "
+    options = {letter: " ".join(words(text)) for letter, text in (query.facts.get("choices") or {}).items()}
+    letter = answer.removeprefix("option ").upper()
+    if letter not in (options or [*"ABCDEFGHIJ"]):
+        letter = next((key for key, text in options.items() if text == answer), "")
+    forms = {answer, letter, letter and f"option {letter}", options.get(letter, "")} - {""}
+    # A number with its unit, or the value of x, is also given away by the number alone.
+    amounts = [re.fullmatch(r"(?:[^\W\d] )?(-?[\d/]+)(?: [^\W\d]\w*){0,5}", form) for form in forms]
+    for form in forms | {amount[1] for amount in amounts if amount}:
+        is_form = "be|been|equals|answer|answer is|boxed|namely|choose|select|pick|选|選|答 案" + (
+            "" if form in COMMON else "|is|are|es|est|ist|是|为|為|は")
+        states = rf" (?:{is_form}) (?:(?:the|a|an|about|option|择) )*{re.escape(form)} "
+        if form == letter:
+            states += rf"| but {form} | {form} (?:(?:is|是|が) )?(?:correct|right|fits|not|option|正) "
+        if re.search(states, stated) or stated == f" {form} ":
+            return True
+        # Words like yes, no, A are too common to mean anything by themselves.
+        telling = any(map(str.isdigit, form)) or len(form) > 2 and form not in COMMON
+        before = said if form.startswith("option ") else known         # a question may list its options
+        if telling and f" {form} " in stated and f" {form} " not in before:
+            return True
+    window = min(16 if re.search(f"[{SIGNS}]", query.solution) else 8, max(len(solution), 4))
+    runs = (f" {' '.join(solution[i:i + window])} " for i in range(len(solution) - window + 1))
     return any(run in stated and run not in known for run in runs)
 
 
@@ -286,8 +352,7 @@ def side_by_side(function, arguments, threads: int) -> list:
 
 
 class Verifier:
-    """A language-model judge behind `chat(messages) -> text`.  Counts everything that goes wrong.
-    Thread-safe.
+    """A language-model judge behind `chat(messages) -> text`.  Counts what goes wrong.  Thread-safe.
 
     `chat` raises JudgeError, TimeoutError or ConnectionError when a call gives nothing.  Text that is no
     verdict is asked for once more (`attempts`).  An engine in the same process may offer `batch(list of
@@ -296,10 +361,9 @@ class Verifier:
 
     If more than `max_failed_share` of the last `window` verdicts failed, VerifierUnreliable is raised at
     once: by n = floor(max_failed_share * window) + 1 failures, also before the window is full.  A dead judge
-    is therefore asked for at most n + concurrency - 1 verdicts, `attempts` calls each, and for at most
-    (ceil(n / concurrency) + 1) * attempts * (longest seconds of a call: chat.max_seconds) seconds.  (Batches
-    are asked for whole.)  It then stays given up, and stops the pauses and retries of a backend that has
-    stop().  The window is this object's: every rank has its own.
+    is asked for at most n + concurrency - 1 verdicts (batches: whole), `attempts` calls each, and for at most
+    (ceil(n / concurrency) + 1) * attempts * (longest seconds of a call: chat.max_seconds) seconds.  It then
+    stays given up, and calls the backend's stop().  Every rank has its own window.
     """
 
     METRICS = ("verdicts", "by_rule", "calls", "asked_again", "failed", "leaked", "seconds", "http_retries",
@@ -320,9 +384,7 @@ class Verifier:
 
     def judge(self, queries: list[Query], responses: list[str]) -> list[Verdict]:
         """One verdict per (query, response), in order; calls run side by side."""
-        if len(queries) != len(responses):
-            raise ValueError(f"{len(queries)} queries but {len(responses)} responses")
-        pairs = list(zip(queries, responses))
+        pairs = list(zip(queries, responses, strict=True))
         if hasattr(self.chat, "batch"):
             return self._judge(pairs, self.chat.batch)
         return side_by_side(self.judge_one, pairs, self.concurrency)
@@ -338,9 +400,10 @@ class Verifier:
     def _judge(self, pairs: list[tuple[Query, str]], ask) -> list[Verdict]:
         if self.given_up:
             raise VerifierUnreliable(self.given_up)
-        verdicts: list[Any] = [self._without_judge(response) for _, response in pairs]
-        # The failure window is about the judge, so it has no place for these: a policy that says nothing
-        # would hide a dead judge behind them.
+        def by_rule(text: str) -> bool:
+            return says_nothing(text) or self.context == "solution" and has_revision_cue(text)
+        verdicts: list[Any] = [Verdict.judged(False, False) if by_rule(text) else None for _, text in pairs]
+        # Not in the failure window: a policy that says nothing would hide a dead judge behind these.
         self._add(verdicts=len(pairs), by_rule=sum(v is not None for v in verdicts))
         asked = todo = [i for i, verdict in enumerate(verdicts) if verdict is None]
         for attempt in range(self.attempts if asked else 0):
@@ -348,28 +411,20 @@ class Verifier:
             outputs = ask([judge_messages(*pairs[i], self.template, again=attempt > 0) for i in todo])
             seconds = time.monotonic() - start
             self._add(calls=len(todo), asked_again=len(todo) if attempt else 0, seconds=seconds)
-            unreadable = []
             for i, output in zip(todo, outputs, strict=True):
                 verdicts[i] = self._read(*pairs[i], output)
-                if verdicts[i].status is VerdictStatus.FAILED and isinstance(output, str):
-                    unreadable.append(i)
-            todo = unreadable
+            todo = [i for i, output in zip(todo, outputs)                       # what could not be read
+                    if verdicts[i].status is VerdictStatus.FAILED and isinstance(output, str)]
             if not todo:
                 break
         for i in asked:
             self._count(verdicts[i])
         return verdicts
 
-    def _without_judge(self, response: str) -> Verdict | None:
-        if says_nothing(response) or (self.context == "solution" and has_revision_cue(response)):
-            return Verdict.judged(correct=False, consistent=False)
-        return None
-
     def _read(self, query: Query, response: str, output: str | Exception) -> Verdict:
         if isinstance(output, Exception):
-            kind = type(output).__name__
-            self.last_error = str(output) or kind
-            return Verdict.failed(output.name if isinstance(output, JudgeError) else kind)
+            self.last_error = str(output) or type(output).__name__
+            return Verdict.failed(output.name if isinstance(output, JudgeError) else type(output).__name__)
         verdict = parse_verdict(output, response)
         if verdict.status is VerdictStatus.FAILED:
             self.last_error = verdict.error
@@ -408,8 +463,7 @@ class Verifier:
     def metrics(self) -> dict[str, float]:
         """What was counted since the last call of this method.  Always the same keys, so ranks can be summed.
 
-        seconds: of all calls, which run side by side.  The last three are 0 if the backend has no `counts` of
-        them.
+        seconds: of all calls, which run side by side.  The last three are 0 if the backend counts none.
         """
         with self.lock:
             now = {name: float(self.counts[name]) for name in self.METRICS}

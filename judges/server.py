@@ -29,6 +29,9 @@ class TransientError(JudgeError):
     wait = 0.0
 
 
+TEXT_PARTS = ("text", "output_text")         # of a content that is a list; others are thoughts, refusals
+
+
 @lru_cache(maxsize=64)                     # a picture is judged with each of its responses
 def data_url(image: str | bytes) -> str:
     """A picture in the form of the chat protocol, as the policy sees it: the very bytes of its file if any
@@ -252,7 +255,11 @@ def server_message(raw: bytes) -> str:
 
 
 def read_completion(raw: bytes, usage: dict) -> str:
-    """Text of a chat completion; its token counts go into `usage`."""
+    """Text of a chat completion, or of a plain one; its token counts go into `usage`, 0 where none is told.
+
+    Thoughts are no answer.  A server that takes the whole answer for a thought (a reasoning parser, and a
+    model that does not think) is known by its one JSON object.
+    """
     if not raw.strip():
         raise TransientError("empty answer")
     try:
@@ -260,15 +267,30 @@ def read_completion(raw: bytes, usage: dict) -> str:
     except (ValueError, RecursionError):
         raise TransientError("half an answer", server_message(raw)) from None
     try:
-        choice, counts = answer["choices"][0], answer.get("usage") or {}
-        text, refusal = choice["message"]["content"], choice["message"].get("refusal")
-        usage |= {name: int(counts.get(name, 0)) for name in ("prompt_tokens", "completion_tokens")}
+        choice = answer["choices"][0]
+        message = choice["message"] if choice.get("message") is not None else {"content": choice.get("text")}
+        text, refusal = message.get("content"), message.get("refusal")
+        thoughts = [message.get(name) for name in ("reasoning_content", "reasoning")]
+        thought = next((part.strip() for part in thoughts if isinstance(part, str) and part.strip()), "")
+        if isinstance(text, list):
+            refusal = refusal or "".join(part.get("refusal") or "" for part in text)
+            text = "".join(part["text"] for part in text if part.get("type", "text") in TEXT_PARTS)
         if not isinstance(text, str | None):
             raise TypeError
-    except (LookupError, TypeError, AttributeError, ValueError):
+    except (LookupError, TypeError, AttributeError):
         raise TransientError("not a chat answer", server_message(raw)) from None
-    if choice.get("finish_reason") == "length":
+    for name in ("prompt_tokens", "completion_tokens"):
+        usage[name] = 0
+        with suppress(LookupError, TypeError, ValueError, OverflowError):                 # missing, null, NaN
+            usage[name] = int(answer["usage"][name])
+    if choice.get("finish_reason") in ("length", "max_tokens"):
         raise JudgeError("verdict cut off at max_tokens")
+    if refusal and not (text or "").strip():
+        raise JudgeError("refused", str(refusal)[:200])
+    if thought and not (text or "").strip():
+        if not (thought[0] == "{" and thought[-1] == "}"):
+            raise JudgeError("thoughts without an answer", " ".join(thought.split())[:200])
+        text = thought
     if text is None:
-        raise JudgeError("refused", str(refusal or "")[:200])
+        raise JudgeError("answer without a text", server_message(raw))
     return text

@@ -31,7 +31,7 @@ import toy
 MODEL = "exact-judge"
 MODES = ("hang", "dribble", "reset", "500", "429", "empty", "half envelope", "half content", "wrong envelope",
          "wrong types", "other keys", "yes", "inconsistent")
-# Not drawn unless named: "slow headers", "cut off", "refused" and any other HTTP status as digits.
+# Not drawn unless named: "slow headers", modes of PLACES, COUNTS, NO_TEXT, any other HTTP status as digits.
 
 
 @lru_cache
@@ -51,6 +51,37 @@ LIES = {"half content": lambda text: text[:len(text) // 2],
         "other keys": lambda text: json.dumps({"verdict": "correct", "score": 1}),
         "yes": lambda text: json.dumps(json.loads(text) | {"Correctness": "yes"}),
         "inconsistent": lambda text: json.dumps(json.loads(text) | {"Correctness": 1, "Self-Consistency": 0})}
+
+
+def halves(text: str) -> list[dict]:
+    return [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": text[:20]},
+            {"type": "output_text", "text": text[20:]}]
+
+
+# Where servers put the text: what the one choice is.
+PLACES = {"parts": lambda text: {"message": {"content": halves(text)}},
+          "thoughts beside it": lambda text: {"message": {"content": text, "reasoning_content": "It is {"}},
+          "other thoughts beside it": lambda text: {"message": {"content": text, "reasoning": {"effort": 1}}},
+          "all of it as a thought": lambda text: {"message": {"content": None, "reasoning_content": text}},
+          "all of it as reasoning": lambda text: {"message": {"content": "", "reasoning": f"\n{text}\n"}},
+          "plain completion": lambda text: {"text": text, "finish_reason": "stop"},
+          "plain completion and a null": lambda text: {"text": text, "message": None},
+          "no reason to finish": lambda text: {"message": {"content": text, "refusal": None}}}
+# How they count, and how many prompt tokens that is.
+COUNTS = {"no usage": (None, 0), "usage is a list": ([], 0), "null counts": ({"prompt_tokens": None}, 0),
+          "one count": ({"prompt_tokens": 7}, 7), "floats": ({"prompt_tokens": 7.0}, 7),
+          "NaN": ({"prompt_tokens": float("nan"), "completion_tokens": float("inf")}, 0),
+          "words": ({"prompt_tokens": "7", "completion_tokens": "many"}, 7)}
+# Nothing was answered.
+NO_TEXT = {"cut off": lambda text: {"message": {"content": text}, "finish_reason": "length"},
+           "cut off in thought": lambda text: {"message": {"content": None, "reasoning_content": text},
+                                               "finish_reason": "length"},
+           "cut off at nothing": lambda text: {"message": None, "finish_reason": "length"},
+           "refused": lambda text: {"message": {"content": None, "refusal": "I cannot look at this."}},
+           "refused in parts": lambda text: {"message": {"content": [{"type": "refusal", "refusal": "No."}]}},
+           "thoughts": lambda text: {"message": {"content": None, "reasoning_content": f"Maybe {text}"}},
+           "reasoning": lambda text: {"message": {"content": "\n\n", "reasoning": f"{text} or not"}},
+           "a tool": lambda text: {"message": {"content": None, "tool_calls": [{"id": "x"}]}}}
 
 
 class JudgeServer(ThreadingHTTPServer):
@@ -145,14 +176,12 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(400, {"error": {"message": f"unknown picture for the question {question!r}"}})
         content = verdict_text(toy.ToyVerifier().judge_one(query, response))
         content = LIES.get(mode, str)(content)
-        finish = "length" if mode == "cut off" else "stop"
-        message = {"role": "assistant", "content": content}
-        if mode == "refused":
-            message |= {"content": None, "refusal": "I cannot look at this."}
         usage = {"prompt_tokens": len(text["text"].split()), "completion_tokens": len(content.split())}
-        envelope = json.dumps({
-            "id": "x", "object": "chat.completion", "model": MODEL, "usage": usage,
-            "choices": [{"index": 0, "finish_reason": finish, "message": message}]}).encode()
+        usage = COUNTS.get(mode, (usage,))[0]
+        sound = {"finish_reason": "stop", "message": {"role": "assistant", "content": content}}
+        choice = (PLACES | NO_TEXT)[mode](content) if mode in PLACES | NO_TEXT else sound
+        envelope = json.dumps({"id": "x", "object": "chat.completion", "model": MODEL, "choices": [choice],
+                               **({} if usage is None else {"usage": usage})}).encode()
         if mode == "hang":
             time.sleep(self.server.hang)
         elif mode == "dribble":                         # each byte comes in time, the whole never does

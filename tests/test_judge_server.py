@@ -22,7 +22,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from judge_server import MODEL, MODES, JudgeServer
+from judge_server import COUNTS, MODEL, MODES, NO_TEXT, PLACES, JudgeServer
 from PIL import Image
 
 import reward
@@ -141,12 +141,16 @@ RETRIED = {"hang": "TimeoutError", "dribble": "TimeoutError", "slow headers": "T
 ASKED_AGAIN = {"half content": "not one JSON verdict", "wrong types": "Correctness is neither 0 nor 1",
                "other keys": "missing key Analysis", "yes": "Correctness is neither 0 nor 1",
                "inconsistent": "Correctness 1 with Self-Consistency 0"}
-FINAL = {"cut off": "verdict cut off at max_tokens", "refused": "refused",
+FINAL = {"cut off": "verdict cut off at max_tokens", "cut off in thought": "verdict cut off at max_tokens",
+         "cut off at nothing": "verdict cut off at max_tokens",
+         "refused": "refused", "refused in parts": "refused",
+         "thoughts": "thoughts without an answer", "reasoning": "thoughts without an answer",
+         "a tool": "answer without a text",
          **{str(n): f"HTTP {n}" for n in (400, 401, 403, 404, 413, 422)}}
 
 
 def test_every_misbehaviour_is_tested():
-    assert set(MODES) <= {*RETRIED, *ASKED_AGAIN, *FINAL}
+    assert {*MODES, *NO_TEXT} <= {*RETRIED, *ASKED_AGAIN, *FINAL}
 
 
 @pytest.mark.parametrize("mode", [*RETRIED, *ASKED_AGAIN, *FINAL])
@@ -163,6 +167,20 @@ def test_one_misbehaviour_that_stays(server, mode):
     assert time.monotonic() - start < verifier.chat.max_seconds + 0.8
     if mode == "404":
         assert verifier.last_error == ("HTTP 404: CUDA error: out of memory, " + 300 * "x")[:210]
+
+
+@pytest.mark.parametrize("mode", [*PLACES, *COUNTS])
+def test_a_text_is_found_and_a_count_missed_without_losing_the_verdict(server, mode):
+    server.misbehave, server.modes = 1.0, [mode]
+    verifier = Verifier(OpenAIChat(server.url, **QUICK))
+    right, mistaken = verifier.judge([QUERIES[0]] * 2, [QUERIES[0].solution, wrong(QUERIES[0])])
+    assert (right.reward, mistaken.reward, bool(mistaken.report)) == (1.0, 0.0, True)
+    row = verifier.metrics()
+    assert (server.stats["calls"], row["judge/calls"], row["judge/failed"]) == (2, 2, 0)
+    if mode in COUNTS:
+        assert row["judge/prompt_tokens"] == 2 * COUNTS[mode][1]
+    else:
+        assert row["judge/prompt_tokens"] > 100
 
 
 @pytest.mark.parametrize("mode", [*RETRIED, *ASKED_AGAIN])

@@ -93,9 +93,8 @@ UNREADABLE = {
     "a key twice": verdict(0)[:-1] + ', "Correctness": 1}',
     "a key twice below": verdict(1, more={})[:-3] + '{"a": 1, "a": 2}}',
     "5000 digits": verdict(1).replace('"Correctness": 1', '"Correctness": ' + "1" * 5000),
-    **{f"correctness {score!r}": verdict(score)
-       for score in (True, False, 1.0, 0.5, None, 2, -1, [1], {}, "yes", "")},
-    **{f"consistency {score!r}": verdict(1, score) for score in (True, 1.0, None, 2, [1])},
+    **{f"correctness {score!r}": verdict(score) for score in (0.5, None, 2, -1, [1], {}, "yes", "")},
+    **{f"consistency {score!r}": verdict(1, score) for score in (0.99, None, 2, [1])},
 }
 
 

@@ -72,7 +72,7 @@ def test_small_programs_run_alone(tmp_path):
     assert done.stderr.splitlines()[1:] == ["1 bad rows skipped, 1 read from rows.jsonl"]
     (tmp_path / "rows.jsonl").write_text(row)
     assert python("data.py", "rows.jsonl", folder=tmp_path).stdout == (
-        "1 queries, 0 images, 2 words per reference solution\n  all              1\n")
+        "1 queries, 0 images\n  all              1\n")
 
 
 def test_the_judges_prompt_goes_along_or_is_missed_in_one_line(tmp_path):
