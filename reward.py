@@ -236,11 +236,10 @@ def parse_verdict(raw: str, response: str = "") -> Verdict:
             break
     else:
         return Verdict.failed("not one JSON verdict")
-    missing = [key for key in VERDICT_SCHEMA["required"][:3] if key not in value]
-    if missing:
-        return Verdict.failed(f"missing key {missing[0]}")
-    for key in ("Self-Consistency", "Correctness"):
-        if value[key] not in (0, 1, "0", "1"):                                  # True and 1.0 are 1
+    for key in ("Analysis", "Self-Consistency", "Correctness"):
+        if key not in value:
+            return Verdict.failed(f"missing key {key}")
+        if key != "Analysis" and value[key] not in (0, 1, "0", "1"):            # True and 1.0 are 1
             return Verdict.failed(f"{key} is neither 0 nor 1")
     report = value.get("Mistake Report", "") or ""
     if not isinstance(report, str) or not isinstance(value["Analysis"], str):
@@ -248,7 +247,7 @@ def parse_verdict(raw: str, response: str = "") -> Verdict:
     consistent, correct = bool(int(value["Self-Consistency"])), bool(int(value["Correctness"]))
     if correct and not consistent:
         return Verdict.failed("Correctness 1 with Self-Consistency 0")
-    copy, said = (re.sub(r"[\s\\]", "", words) for words in (text[:end], response))
+    copy, said = (re.sub(r"[\s\\]", "", part) for part in (text[:end], response))
     if copy in said or correct and '"Correctness":' in said:
         return Verdict.failed("the verdict is copied from the response")
     report, analysis = (text.translate(UNPRINTABLE) for text in (report, value["Analysis"]))
@@ -293,7 +292,8 @@ def words(text: str) -> list[str]:
 # Numbers of a report's own, and words that its sentences are made of.
 LABELS = re.compile(r"(?im)\b(?:step|line|statement|claim|equation|figure)s? \(?\d+(?:(?:,| and|-) ?\d+)*"
                     r"|\b\d+(?:st|nd|rd|th)\b|(?:第|步骤) ?\d+|^[^\w\n]*\d+[.)] ")
-COMMON = {*"yes no one all none both left right wrong true false correct 对 错".split(), "正 确", "错 误"}
+COMMON = {*"yes no one all none both left right wrong true false correct incorrect".split(),
+          "对", "错", "正 确", "错 误"}
 
 
 def report_leaks(report: str, query: Query, response: str) -> bool:
@@ -307,19 +307,19 @@ def report_leaks(report: str, query: Query, response: str) -> bool:
     said = f" {' '.join(words(response))} "
     known = f"{said}{' '.join(words(query.question))} "
     stated = f" {' '.join(words(LABELS.sub(' ', report)))} "
-    options = {letter: " ".join(words(text)) for letter, text in (query.facts.get("choices") or {}).items()}
+    choices = query.facts.get("choices") or {}
     letter = answer.removeprefix("option ").upper()
-    if letter not in (options or [*"ABCDEFGHIJ"]):
-        letter = next((key for key, text in options.items() if text == answer), "")
-    forms = {answer, letter, letter and f"option {letter}", options.get(letter, "")} - {""}
+    if letter not in (choices or [*"ABCDEFGHIJ"]):
+        letter = next((key for key, text in choices.items() if answer and words(text) == answer.split()), "")
+    forms = {answer, letter, letter and f"option {letter}", " ".join(words(choices.get(letter, "")))} - {""}
     # A number with its unit, or the value of x, is also given away by the number alone.
     amounts = [re.fullmatch(r"(?:[^\W\d] )?(-?[\d/]+)(?: [^\W\d]\w*){0,5}", form) for form in forms]
     for form in forms | {amount[1] for amount in amounts if amount}:
-        is_form = "be|been|equals|answer|answer is|boxed|namely|choose|select|pick|选|選|答 案" + (
+        leads = "be|been|equals|answer|answer is|boxed|namely|choose|select|pick|选|選|答 案" + (
             "" if form in COMMON else "|is|are|es|est|ist|是|为|為|は")
-        states = rf" (?:{is_form}) (?:(?:the|a|an|about|option|择) )*{re.escape(form)} "
+        states = rf" (?:{leads}) (?:(?:the|a|an|about|option|择) )*{re.escape(form)} "
         if form == letter:
-            states += rf"| but {form} | {form} (?:(?:is|是|が) )?(?:correct|right|fits|not|option|正) "
+            states += rf"| but {form} | {form} (?:is (?:correct|right)|fits|not|option|正|是 正|が 正) "
         if re.search(states, stated) or stated == f" {form} ":
             return True
         # Words like yes, no, A are too common to mean anything by themselves.

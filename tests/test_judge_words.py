@@ -142,8 +142,8 @@ NUMBERS = [      # answer, report; the response says 7
     ("$5", "It costs 5 dollars"), ("x = 5", "x should be 5"), ("-3", "The slope is −3."),
     ("-3", "negative 3"), (r"30^\circ", "30° fits"), ("30°", "30 degrees"), ("50%", "50 percent"),
     (r"2\pi", "the value 2π"), ("x^2+1", "It is x² + 1"), ("7:30", "It shows 7:30"), ("5厘米", "长度为5"),
-    ("5", "应该是５个"), ("3", "图中有三个圆"), ("2", "有两个"), ("12平方米", "面积应为12平方米"),
-    ("√3", "根号3")]
+    ("5", "应该是５个"), ("12", "there are twelve"), ("1/2", "one half"), ("2", "答案是二。"),
+    ("3", "图中有三个圆"), ("2", "有两个"), ("12平方米", "面积应为12平方米"), ("√3", "根号3")]
 
 
 @pytest.mark.parametrize("answer, report", NUMBERS)
@@ -164,7 +164,10 @@ def test_a_number_leaks_in_any_notation(answer, report):
     ("C", "the length is 5", "A", ANIMALS), ("红色", "正确答案是红色", "蓝色", None),
     ("赤", "正解は赤です", "青", None), ("東京", "答えは東京です。", "大阪", None),
     ("빨간색", "정답은 빨간색입니다", "파란색", None), ("红", "应该是红", "蓝", None),
-    ("Paris", "es ist PARIS", "Rom", None), ("no", "it should be no", "yes", None)])
+    ("Paris", "es ist PARIS", "Rom", None), ("no", "it should be no", "yes", None),
+    ("5", "C", "4", {"B": "4", "C": "5"}), ("B", "B", "A", None), ("B", "答案：B", "A", None),
+    ("B", "应该选择B", "A", None), ("B", "Bが正しい", "A", None),
+    ("B", r"\frac13", "A", {"A": "1/2", "B": "$\\frac{1}{3}$"}), ("(A)", "red", "B", COLOURS)])
 def test_an_option_or_a_word_leaks_in_any_language(answer, report, response, choices):
     assert leaks(answer, report, response, choices)
 
@@ -178,6 +181,7 @@ def test_an_option_or_a_word_leaks_in_any_language(answer, report, response, cho
     ("B", "The response did not look at the blue bar", "A, the blue bar is low", COLOURS),
     ("B", "The angle at point B was misread", "A", COLOURS),
     ("A", "It is a wrong angle. This is a mistake.", "B", None),
+    ("A", "A right angle was assumed", "B", None), ("incorrect", "That claim is incorrect", "correct", None),
     ("I", "I think the count is wrong", "II", None),
     ("red", "The blue circle was counted twice", "blue circle", None),
     ("1", "It is not the correct one", "2", None), ("1", "One of the counts is wrong", "2", None),
