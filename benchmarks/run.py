@@ -31,9 +31,9 @@ from benchmarks.wording import HARNESSES, prompt_of, prompt_templates
 from data import DataError, Query
 from judges.answers import final_span
 from sampler import Engine, Request, SampleStatus, seed_of
-from tools.files import append_rows, read_json, read_rows, write_rows, write_whole
+from tools.files import append_rows, model_digest, read_json, read_rows, write_rows, write_whole
 from tools.programs import one_line_errors
-from training.parts import loading, model_path, open_engine
+from training.parts import model_path, open_engine
 
 SETTINGS = ("model", "engine", "harness", "temperature", "max_new_tokens", "max_pixels", "max_context",
             "seed", "limit")                    # what the samples depend on
@@ -49,39 +49,18 @@ class LazyEngine:
 
     def load(self) -> Engine:
         """What must fail is refused before any weights are read."""
-        from transformers import AutoConfig
-
         args = self.args
         if self.engine:
             return self.engine
         if Path(args.model).is_dir() and not any(Path(args.model).glob("*.safetensors")):
             raise DataError(f"cannot load model {args.model}: no *.safetensors in it")
-        with loading(f"model {args.model}"):
-            longest = AutoConfig.from_pretrained(args.model).text_config.max_position_embeddings
-        context = min(longest, args.max_context)
-        if args.max_new_tokens >= context:
-            raise DataError(f"--max_new_tokens {args.max_new_tokens} leaves no place for a prompt in "
-                            f"{context} tokens")
         self.engine = open_engine(args.model, args.engine, args.max_new_tokens, args.temperature,
-                                  args.max_pixels, context, args.batch_size, args.engine_memory)
+                                  args.max_pixels, args.max_context, args.batch_size,
+                                  args.engine_memory)
         return self.engine
 
 
 # ------------------------------------------------------------------------------------------------- settings
-
-def model_digest(model: str) -> str:
-    """Which weights: of a folder names, sizes, and the first and last megabyte of every weight file; a hub id
-    as it is."""
-    if not Path(model).is_dir():
-        return model
-    digest = hashlib.blake2b(digest_size=8)
-    for file in sorted(Path(model).glob("*.safetensors")):
-        with open(file, "rb") as weights:
-            digest.update(f"{file.name} {file.stat().st_size} ".encode() + weights.read(1 << 20))
-            weights.seek(max(0, file.stat().st_size - (1 << 20)))
-            digest.update(weights.read())
-    return digest.hexdigest()
-
 
 def saved_json(file: Path, *names: str) -> dict:
     """A JSON file of an earlier command, with an object under each of `names`."""

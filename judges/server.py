@@ -29,6 +29,7 @@ class TransientError(JudgeError):
     wait = 0.0
 
 
+CUT_OFF = "verdict cut off at max_tokens"             # name of that JudgeError
 IMAGE_FORMATS = {"png": rb"\x89PNG", "jpeg": rb"\xff\xd8\xff", "gif": rb"GIF8", "webp": rb"RIFF....WEBP",
                  "bmp": rb"BM"}
 
@@ -269,7 +270,7 @@ def read_completion(raw: bytes, usage: dict) -> str:
     except (LookupError, TypeError, AttributeError, ValueError):
         raise TransientError("not a chat answer", server_message(raw)) from None
     if choice.get("finish_reason") == "length":
-        raise JudgeError("verdict cut off at max_tokens")
+        raise JudgeError(CUT_OFF)
     if text is None:
         raise JudgeError("refused", str(refusal or "")[:200])
     return text

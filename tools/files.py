@@ -4,6 +4,7 @@
 of this project, where only the last line can be incomplete.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -58,3 +59,17 @@ def read_json(file: Path, default: dict | None = None) -> dict:
     if not isinstance(value, dict):
         raise DataError(f"{file}: not a JSON object")
     return value
+
+
+def model_digest(model: str) -> str:
+    """Which weights: of a folder names, sizes, and the first and last megabyte of every weight file; a hub id
+    as it is."""
+    if not Path(model).is_dir():
+        return model
+    digest = hashlib.blake2b(digest_size=8)
+    for file in sorted(Path(model).glob("*.safetensors")):
+        with open(file, "rb") as weights:
+            digest.update(f"{file.name} {file.stat().st_size} ".encode() + weights.read(1 << 20))
+            weights.seek(max(0, file.stat().st_size - (1 << 20)))
+            digest.update(weights.read())
+    return digest.hexdigest()

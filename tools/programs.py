@@ -1,7 +1,7 @@
 """Errors of every program of this project: one line on stderr, and an exit code.
 
     2    bad input
-    3    stopped while running, because the verifier is unreliable: finished work is kept
+    3    stopped while running: the verifier is unreliable, a server went away; finished work is kept
     130  Ctrl-C
 """
 
@@ -13,9 +13,15 @@ from data import DataError
 from reward import JudgeError, VerifierUnreliable
 
 
-def first_line(error: Exception) -> str:
-    """First line of an error message that is not blank; messages of libraries may have many."""
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip()
+class Stopped(RuntimeError):
+    """A program cannot go on, although its input was right when it began."""
+
+
+def first_line(error: Exception, lines: int = 1) -> str:
+    """The first line of an error message, or the first few as one; messages of libraries may have many, and
+    blank ones."""
+    found = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(found[:lines]) or type(error).__name__
 
 
 @contextmanager
@@ -26,7 +32,7 @@ def one_line_errors(goes_on: str = "") -> Iterator[None]:
     except (DataError, JudgeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except VerifierUnreliable as error:
+    except (VerifierUnreliable, Stopped) as error:
         print(f"stopped: {error}{goes_on}", file=sys.stderr)
         sys.exit(3)
     except KeyboardInterrupt:
