@@ -33,7 +33,7 @@ from judges.answers import final_span
 from sampler import Engine, Request, SampleStatus, seed_of
 from tools.files import append_rows, read_json, read_rows, weights_digest, write_rows, write_whole
 from tools.programs import one_line_errors
-from training.parts import loading, model_path, open_engine
+from training.parts import model_path, open_engine
 
 SETTINGS = ("model", "engine", "harness", "temperature", "max_new_tokens", "max_pixels", "max_context",
             "seed", "limit")                    # what the samples depend on
@@ -49,21 +49,14 @@ class LazyEngine:
 
     def load(self) -> Engine:
         """What must fail is refused before any weights are read."""
-        from transformers import AutoConfig
-
         args = self.args
         if self.engine:
             return self.engine
         if Path(args.model).is_dir() and not any(Path(args.model).glob("*.safetensors")):
             raise DataError(f"cannot load model {args.model}: no *.safetensors in it")
-        with loading(f"model {args.model}"):
-            longest = AutoConfig.from_pretrained(args.model).text_config.max_position_embeddings
-        context = min(longest, args.max_context)
-        if args.max_new_tokens >= context:
-            raise DataError(f"--max_new_tokens {args.max_new_tokens} leaves no place for a prompt in "
-                            f"{context} tokens")
         self.engine = open_engine(args.model, args.engine, args.max_new_tokens, args.temperature,
-                                  args.max_pixels, context, args.batch_size, args.engine_memory)
+                                  args.max_pixels, args.max_context, args.batch_size,
+                                  args.engine_memory)
         return self.engine
 
 

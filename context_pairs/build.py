@@ -8,7 +8,8 @@
         generative editing by a program of yours
 
 POOL is a JSONL file of queries (data.py), FILE is JSONL of trajectories: {"id", "question", "answer",
-"context", ...}.  OUT is a JSONL file, images/ lies beside it.  What is left out is counted.
+"context", ...}.  OUT is a JSONL file, images/ lies beside it; until it is whole it is OUT.part.  What is left
+out is counted.
 
 The paper goes on to let a strong model check the pairs, and keeps those that the policy solves now and then;
 neither is done here.
@@ -141,20 +142,26 @@ def filtered_pairs(rows: list[dict], fields: list[str], left_out: Counter) -> It
 
 
 def masked(context: str, *answers: str) -> str:
-    """Takes what the answers say out of a context: their lines of at least 8 characters, also where they are
-    changed lines of a patch, and a short answer (one line, less than that) wherever it stands as a word.
+    """Takes what the answers say out of a context: a whole answer wherever it stands as words, whatever the
+    blanks, and of longer ones each line of at least 8 characters.  Both also where they are changed lines of
+    a patch.
 
     >>> masked("edit a.py: return x + 1, done", "-    return x\\n+    return x + 1")
     'edit a.py: [masked], done'
+    >>> masked("set x = 1\\n  y = 2 in the file", "x = 1\\ny = 2")
+    'set [masked] in the file'
     >>> masked("yes, it was yesterday", "yes")
     '[masked], it was yesterday'
     """
-    lines = {re.sub(r"^[+-](?![+-]{2} )", "", line).strip()
-             for answer in answers for line in answer.splitlines()}
-    for line in sorted((line for line in lines if len(line) >= 8), key=len, reverse=True):
+    unsigned = {answer: [re.sub(r"^[+-](?![+-]{2} )", "", line).strip() for line in answer.splitlines()]
+                for answer in sorted(answers, key=len, reverse=True)}
+    for answer, lines in unsigned.items():
+        texts = [line for line in lines if line and len(lines) > 1] or [answer]        # -5 is no patch
+        whole = r"\s+[+-]?\s*".join(r"\s+".join(map(re.escape, text.split())) for text in texts)
+        context = re.sub(rf"(?<!\w){whole}(?!\w)", lambda _: MASK, context)
+    lines = {line for lines in unsigned.values() for line in lines if len(line) >= 8}
+    for line in sorted(lines, key=len, reverse=True):
         context = context.replace(line, MASK)
-    for answer in {a.strip() for a in answers if len(a.strip()) < 8}:
-        context = re.sub(rf"(?<!\w){re.escape(answer)}(?!\w)", lambda _: MASK, context)
     return context
 
 
@@ -277,7 +284,6 @@ def build(args: argparse.Namespace, load_tower: Callable) -> None:
         raise DataError(f"cannot write {args.out}: {error.strerror}") from None
     lines = [f"left out: {n}, {why}" for why, n in left_out.items() if n]
     if not count:
-        args.out.unlink()
         raise DataError("; ".join(["no pair found", *lines]))
     print(*lines, f"{count} context pairs written to {args.out}", sep="\n")
 

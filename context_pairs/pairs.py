@@ -23,6 +23,7 @@ Which option is right is not taken from the file: half of the pairs get A, half 
     python -m context_pairs.build ...         makes such files
 """
 
+import argparse
 import hashlib
 import json
 import os
@@ -38,6 +39,7 @@ from data import (
     REPORTED,
     DataError,
     Query,
+    fill_prompt,
     json_lines,
     json_row,
     open_picture,
@@ -131,10 +133,9 @@ def query_of_pair(pair: ContextPair) -> Query:
     if pair.question:                                              # else a released row: nothing to fill in
         values |= {name: words.replace(IMAGE_MARK, "").strip()
                    for name, words in (("question", pair.question), ("answer", pair.answer))}
-    # One pass over the marks, so that braces and marks inside the texts stay what they are.
-    text = re.sub(r"\{(question|answer|A|B)\}", lambda m: values.get(m[1], m[0]), text)
     images = ordered if pair.kind == "image" else []
-    return Query(f"pair-{pair.id}", images, text, pair.letter, pair.letter, FAMILY, {"rule": True})
+    return Query(f"pair-{pair.id}", images, fill_prompt(text, **values), pair.letter, pair.letter, FAMILY,
+                 {"rule": True})
 
 
 def rows_of(source: str) -> Iterator[tuple]:
@@ -235,25 +236,39 @@ def same_context(pair: ContextPair) -> bool:
         return one.split() == other.split()
     if isinstance(one, str) and isinstance(other, str) and os.path.getsize(one) != os.path.getsize(other):
         return False
-    one, other = (x if isinstance(x, bytes) else Path(x).read_bytes() for x in (one, other))
-    return one == other
+    return encoded(one) == encoded(other)
+
+
+def encoded(image: str | bytes) -> bytes:
+    return image if isinstance(image, bytes) else Path(image).read_bytes()
 
 
 def save_pairs(pairs: Iterable[ContextPair], path: str | Path) -> int:
-    """JSONL, plus images/ beside it, written as the pairs come.  -> how many.  Letters are not written: they
-    are dealt when the file is read."""
+    """JSONL, plus images/ beside it, where a picture is named by its content: several files may share it.
+    -> how many.  Letters are not written: they are dealt when the file is read.
+
+    Written as the pairs come, into PATH.part, which takes PATH's place when it is whole; of no pair nothing
+    is left.
+    """
     path, written = Path(path), 0
+    part = path.with_name(f"{path.name}.part")
     (path.parent / "images").mkdir(parents=True, exist_ok=True)
-    with open(path, "w", encoding="utf-8") as file:
-        for pair in pairs:
-            row = {name: value for name, value in asdict(pair).items() if name != "letter" and value != ""}
-            if pair.kind == "image":
-                for side in ("supporting", "confounding"):
-                    name = f"{pair.id}-{side}"
+    try:
+        with open(part, "w", encoding="utf-8") as file:
+            for pair in pairs:
+                row = {name: value for name, value in asdict(pair).items()
+                       if name != "letter" and value != ""}
+                for side in ("supporting", "confounding") if pair.kind == "image" else ():
+                    name = hashlib.sha256(encoded(row[side])).hexdigest()[:32]
                     row[side] = save_image(row[side], path.parent / "images", name, replace=True)
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            file.flush()
-            written += 1
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.flush()
+                written += 1
+    finally:
+        if not written:
+            part.unlink(missing_ok=True)
+    if written:
+        part.replace(path)
     return written
 
 
@@ -278,10 +293,12 @@ def drop_unaskable(pairs: list[ContextPair], processor, longest: int) -> list[Co
 
 
 def main() -> None:
-    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        sys.exit("usage: python -m context_pairs.pairs FILE")
+    parser = argparse.ArgumentParser(prog="python -m context_pairs.pairs", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", metavar="FILE", help="or a folder, or a hub id")
+    args = parser.parse_args()
     with one_line_errors():
-        pairs, broken = load_pairs(sys.argv[1]), 0
+        pairs, broken = load_pairs(args.file), 0
     for pair in pairs:
         for image in (pair.supporting, pair.confounding) if pair.kind == "image" else ():
             try:

@@ -29,6 +29,7 @@ class TransientError(JudgeError):
     wait = 0.0
 
 
+CUT_OFF = "verdict cut off at max_tokens"             # name of that JudgeError
 TEXT_PARTS = ("text", "output_text")         # of a content that is a list; others are thoughts, refusals
 
 
@@ -284,7 +285,7 @@ def read_completion(raw: bytes, usage: dict) -> str:
         with suppress(LookupError, TypeError, ValueError, OverflowError):                 # missing, null, NaN
             usage[name] = int(answer["usage"][name])
     if choice.get("finish_reason") in ("length", "max_tokens"):
-        raise JudgeError("verdict cut off at max_tokens")
+        raise JudgeError(CUT_OFF)
     if refusal and not (text or "").strip():
         raise JudgeError("refused", str(refusal)[:200])
     if thought and not (text or "").strip():

@@ -41,9 +41,9 @@ from data import DataError
 from judges.server import OpenAIChat
 from recipe.candidates import STEPS, clean_batch
 from recipe.duplicates import benchmark_files, hash_of_text
-from recipe.finevision import files_of, finevision_turns, positive
+from recipe.finevision import files_of, finevision_turns, positive, subsets_of
 from recipe.funnel import funnel, samples_page
-from recipe.sampling import query_of_row
+from recipe.sampling import open_judge, query_of_row
 from recipe.stages import (
     Stage,
     balance,
@@ -53,11 +53,12 @@ from recipe.stages import (
     find_references,
     kept_rows,
 )
+from reward import JudgeError
 from sampler import seed_of
-from tools.files import append_rows, lock_folder, read_json, read_rows, write_whole
+from tools.files import append_rows, lock_folder, read_json, read_rows, weights_digest, write_whole
 from tools.pages import markdown_table
-from tools.programs import one_line_errors
-from training.parts import model_fingerprint, model_path, open_verifier, runs_in_process
+from tools.programs import Stopped, one_line_errors
+from training.parts import model_fingerprint, model_path, runs_in_process
 
 INSTRUCTION = "Reason step by step and put the final answer in \\boxed{}; of options, their letter."
 CHUNK = 64                                         # rows that are read, worked on and written at once
@@ -108,16 +109,19 @@ def run_stage(name: str, source: Iterable[dict], work: Stage, args) -> None:
 
 
 def build(args) -> None:
+    settings = settings_of(args)
     (args.out / "images").mkdir(parents=True, exist_ok=True)
     with lock_folder(args.out, "build"):
-        settings = settings_of(args)
         check_unchanged(args.out / "manifest.json", settings)
         turns = finevision_turns(args.finevision, args.seed, args.limit, args.revision)
         source: Iterable[dict] = (turn for _, turn in turns)
         for name, stage in STAGES.items():
             done = args.out / f"{name}.jsonl"
             if not done.exists():
-                run_stage(name, source, stage(args), args)
+                try:
+                    run_stage(name, source, stage(args), args)
+                except JudgeError as error:         # of a server that settings_of() found at work
+                    raise Stopped(f"{name}: {error}") from None
             source = kept_rows(done)
         publish(args, settings)
 
@@ -126,13 +130,15 @@ def build(args) -> None:
 
 def settings_of(args) -> dict:
     """What the result follows from.  A server may move, its model may not change."""
-    settings = {name: value for name, value in vars(args).items() if name != "out"}
-    for role in ("policy", "verifier", "teacher"):
-        settings[role] = checked_name(role, settings[role])
+    apart = ("out", "policy_model", "teacher_model", "judge_model", "judge_prompt")     # told by their roles
+    settings = {name: value for name, value in vars(args).items() if name not in apart}
+    settings |= {"policy": checked_sampler("policy", args), "verifier": checked_verifier(args),
+                 "teacher": checked_sampler("teacher", args)}
     files = files_of(args.finevision)
-    unknown = next((name for name in args.caps if files and name not in files), None)
+    subsets = list(files) or subsets_of(args.finevision)
+    unknown = next((name for name in args.caps if name not in subsets), None)
     if unknown:
-        raise DataError(f"--caps {unknown}: no such subset; there are {', '.join(files)}")
+        raise DataError(f"--caps {unknown}: no such subset; there are {', '.join(subsets)}")
     inputs = [file for paths in files.values() for file in paths]
     settings["benchmarks"] = str(args.benchmarks or "")
     for name, paths in (("inputs", inputs),
@@ -141,21 +147,44 @@ def settings_of(args) -> dict:
     return settings
 
 
-def checked_name(role: str, name: str) -> str:
-    """What stands in the settings for a policy, verifier or teacher.  What is wrong with it is found out now,
-    not after the hours of the first stages."""
+# -> what stands in the settings for a role.  What is wrong with it is found out now, not after the hours of
+# the first stages.
+
+def checked_sampler(role: str, args) -> str:
+    """The policy or the teacher."""
+    name, model = getattr(args, role), getattr(args, f"{role}_model")
     if "://" in name:
-        chat = OpenAIChat(name)
-        chat.check()
-        return f"server of {chat.model}"
-    if role != "verifier":
-        if name:
-            model_fingerprint(model_path(name))
-        return name
+        return served_model(name, model)
+    if model:
+        raise DataError(f"--{role}_model {model} needs a server: --{role} URL")
+    if not name:
+        return ""
+    path = model_path(name)
+    model_fingerprint(path)
+    return f"{name} {weights_digest(path)}" if Path(path).is_dir() else name
+
+
+def checked_verifier(args) -> str:
+    name = args.verifier
     if runs_in_process(name):
         raise DataError(f"--verifier {name}: neither URLs of servers nor a file NAME.py, 'rule' or 'toy'")
-    open_verifier(name, "answer", ())
-    return f"{name} {hash_of_text(Path(name).read_text()):016x}" if name.endswith(".py") else name
+    open_judge(args)
+    if "://" in name:
+        prompt = f", {with_hash(args.judge_prompt)}" if args.judge_prompt else ""
+        return served_model(name, args.judge_model) + prompt
+    if args.judge_model:
+        raise DataError(f"--judge_model {args.judge_model} needs a judge: --verifier URL")
+    return with_hash(name) if name.endswith(".py") else name
+
+
+def served_model(urls: str, model: str) -> str:
+    chat = OpenAIChat(urls, model)
+    chat.check()
+    return f"server of {chat.model}"
+
+
+def with_hash(file: str) -> str:
+    return f"{file} {hash_of_text(Path(file).read_text()):016x}"
 
 
 def check_unchanged(manifest: Path, settings: dict) -> None:
@@ -255,6 +284,10 @@ def main(argv: list[str] | None = None) -> None:
         help="URLs of servers; NAME.py: judge(query, response) of yours; 'rule': the final answer alone, no "
              "judge; 'toy': the built-in world's")
     add("--teacher", default="", help="writes missing solutions; as --policy; default: none")
+    add("--policy_model", default="", help="its name at a server; default: the only one served")
+    add("--teacher_model", default="", help="as --policy_model")
+    add("--judge_model", default="", help="as --policy_model, of --verifier")
+    add("--judge_prompt", default="", help="file of what a judge reads; default: prompts/judge_answer.txt")
     add("--engine", choices=("hf", "vllm"), default="hf", help="of models in process")
     add("--samples", type=positive, default=4, help="answers of the policy, solutions of the teacher")
     add("--max_new_tokens", type=positive, default=2048)

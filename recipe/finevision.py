@@ -130,9 +130,11 @@ def files_of(source: str) -> dict[str, list[Path]]:
     subsets = subsets_of(source)
     place = Path(source.rpartition(":")[0] if subsets else source)
     if not place.exists():
-        if subsets and re.fullmatch(r"[\w.-]+/[\w.-]+", str(place)):
+        of_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", str(place))
+        if subsets and of_hub:
             return {}
-        raise DataError(f"data not found: {source}")
+        hint = f"; on the hub? name subsets: {place}:subset,subset" if of_hub else ""
+        raise DataError(f"data not found: {source}{hint}")
     alone = place.is_file() or not subsets and any(place.glob("*.parquet"))
     folders = [place] if alone else [place / subset for subset in subsets] or sorted(place.glob("*"))
     files = {f.name.removesuffix(".parquet"): [f] if f.is_file() else sorted(f.glob("*.parquet"))

@@ -4,10 +4,10 @@ servers."""
 from collections.abc import Iterator
 
 from data import Query
-from judges.server import OpenAIChat, TransientError
+from judges.server import CUT_OFF, OpenAIChat, TransientError
 from reward import JudgeError, VerdictStatus, VerifierLike, VerifierUnreliable, side_by_side
 from sampler import HFEngine, Request, SampleStatus, VLLMEngine, seed_of
-from training.parts import open_engine
+from training.parts import open_engine, open_verifier
 
 CONCURRENCY = 32                                   # calls of servers at once
 MAX_FAILED_SHARE = 0.2                             # of the verdicts of a chunk; more: the judge is away
@@ -28,17 +28,25 @@ class SamplingClient(OpenAIChat):
         except TransientError:
             raise
         except JudgeError as error:
-            return None if "max_tokens" in error.name else error
+            return None if error.name == CUT_OFF else error
 
 
-def open_sampler(model: str, args) -> SamplingClient | HFEngine | VLLMEngine:
+def open_sampler(role: str, args) -> SamplingClient | HFEngine | VLLMEngine:
+    """The policy or the teacher."""
+    model = getattr(args, role)
     if "://" in model:
-        client = SamplingClient(model, timeout=600.0, max_tokens=args.max_new_tokens)
+        client = SamplingClient(model, getattr(args, f"{role}_model"), timeout=600.0,
+                                max_tokens=args.max_new_tokens)
         client.check()
         return client
     # Half of the memory: policy and teacher may both be in this process.
     return open_engine(model, args.engine, args.max_new_tokens, max_pixels=3_000_000,
                        max_context=args.max_new_tokens + 4096, memory_share=0.5)
+
+
+def open_judge(args) -> VerifierLike:
+    return open_verifier(args.verifier, "answer", (), args.judge_model, args.judge_prompt,
+                         concurrency=CONCURRENCY)
 
 
 def sample_texts(sampler, queries: list[Query], n: int, key: tuple) -> list[list[str | None | JudgeError]]:
@@ -62,8 +70,9 @@ def query_of_row(row: dict, args) -> Query:
     """As the policy is shown it: options in one house style, then how to answer."""
     options = [f"{name}. {text}" for name, text in (row["choices"] or {}).items()]
     question = "\n".join(filter(None, [row["question"], *options, args.instruction]))
+    facts = {"choices": row["choices"]} | row["facts"]                 # as in train.jsonl, for the verifier
     return Query(row["id"], [str(args.out / image) for image in row["images"]], question, row["solution"],
-                 row["answer"], row["subset"], row["facts"])
+                 row["answer"], row["subset"], facts)
 
 
 def sample_and_judge(batch: list[dict], sampler, verifier: VerifierLike, key: tuple,

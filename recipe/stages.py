@@ -11,11 +11,10 @@ from pathlib import Path
 from judges.equality import normalise
 from recipe.candidates import clean_question, dropped_row, is_worked, reference_fault
 from recipe.duplicates import HashIndex, benchmark_index, grams, hash_of_text
-from recipe.sampling import CONCURRENCY, open_sampler, sample_and_judge
+from recipe.sampling import open_judge, open_sampler, sample_and_judge
 from reward import plain_text
 from sampler import seed_of
 from tools.files import read_rows, write_whole
-from training.parts import open_verifier
 
 Stage = Callable[[list[dict]], list[dict]]
 
@@ -78,8 +77,7 @@ def drop_benchmarks(args) -> Stage:
 def count_right_answers(args) -> Stage:
     """The policy answers --samples times, a judge that knows the final answer decides.  A text that was cut
     off counts as wrong; a row with a text or verdict that could not be had is dropped, not guessed."""
-    policy = open_sampler(args.policy, args)
-    verifier = open_verifier(args.verifier, "answer", (), concurrency=CONCURRENCY)
+    policy, verifier = open_sampler("policy", args), open_judge(args)
 
     def work(batch: list[dict]) -> list[dict]:
         out = []
@@ -96,8 +94,7 @@ def find_references(args) -> Stage:
     """A native worked solution stays.  Else the teacher samples some; of those that come to the right answer
     by the judge and could be a reference, the one of median length is kept: neither the tersest nor the most
     long-winded.  (The paper's teacher picks the best, it does not say how.)"""
-    teacher = open_sampler(args.teacher, args) if args.teacher else None
-    verifier = open_verifier(args.verifier, "answer", (), concurrency=CONCURRENCY) if args.teacher else None
+    teacher, verifier = (open_sampler("teacher", args), open_judge(args)) if args.teacher else (None, None)
 
     def work(batch: list[dict]) -> list[dict]:
         without = [row for row in batch if row["solution_kind"] != "native"]

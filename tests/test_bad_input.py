@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 
 import contextrl
 import toy
-from data import save_queries
+from data import DataError, save_queries
+from training.checkpoint import loading
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "toy" / "checkpoint"
@@ -394,6 +395,16 @@ def test_recording(small_world, finished_run, tmp_path, refused, spoil, named):
     file.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in spoil(rows)))
     assert named in refused(flags(small_world / "train.jsonl", out, "--rollouts_from", file))
     assert not out.exists()
+
+
+@pytest.mark.parametrize("message, told", [
+    ("1 validation error for ModelConfig\n  Value error, 8192 is more than 4096\n\n    See https://\n more",
+     "1 validation error for ModelConfig Value error, 8192 is more than 4096 See https://"),
+    ("one line", "one line"), ("\n", "ValueError")])
+def test_of_a_librarys_error_more_than_its_heading_is_told(message, told):
+    with pytest.raises(DataError) as error, loading("model m"):
+        raise ValueError(message)
+    assert str(error.value) == f"cannot load model m: {told}"
 
 
 # --------------------------------------------------------------------------- the same in a process of its own

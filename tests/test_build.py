@@ -6,22 +6,26 @@ that do not belong to their question or solution, and a resumed build that diffe
 """
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 from argparse import Namespace
 from collections import Counter
+from functools import partialmethod
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from conftest import ALONE, MODEL, ROOT
+from safetensors.torch import load_file, save_file
 
 import contextrl
 import toy
 from data import Query, load_queries
 from judges.rule import RuleVerifier
+from judges.server import OpenAIChat
 from recipe import build, sampling, stages
 from recipe.finevision import finevision_turns
 from reward import JudgeError, Verdict, VerifierUnreliable
@@ -163,6 +167,8 @@ def test_another_setting_in_the_same_folder_is_refused(sample, built, capsys):
     (["--benchmarks", "{sample}/toy_worked"], "a column image"), (["--benchmarks", "nowhere"], "nowhere"),
     (["--policy", "nowhere"], "nowhere"), (["--verifier", "http://localhost:1"], "http://localhost:1"),
     (["--verifier", "judge"], "--verifier judge"), (["--caps", "x=3"], "--caps x"),
+    (["--finevision", "no/hub:a,b", "--caps", "a=1,c=3"], "--caps c: no such subset; there are a, b"),
+    (["--finevision", "no/hub"], "on the hub? name subsets: no/hub:subset,subset"),
 ])
 def test_bad_arguments_are_one_line(sample, tmp_path, capsys, changed, named):
     arguments = [text.format(sample=sample) for text in changed]
@@ -170,6 +176,7 @@ def test_bad_arguments_are_one_line(sample, tmp_path, capsys, changed, named):
     assert run(command) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("error: ") and named in line, line
+    assert (tmp_path / "out").exists() == named.startswith("a column")    # which is found out in stage 3
 
 
 def test_limit_is_rows_of_each_subset_and_the_seed_chooses_files(tmp_path, picture):
@@ -192,24 +199,28 @@ class Servers(BaseHTTPRequestHandler):
     """Policy and judge: a prompt with a verdict's schema is a judge's."""
 
     asked: list[dict] = []
+    models = ["m"]
+    away = False                                        # every answer is an error of the moment
 
     def log_message(self, *text):
         pass
 
-    def reply(self, value: dict) -> None:
+    def reply(self, value: dict, status: int = 200) -> None:
         body = json.dumps(value).encode()
-        self.send_response(200)
+        self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 
     def do_GET(self):
-        self.reply({"object": "list", "data": [{"id": "m"}]})
+        self.reply({"object": "list", "data": [{"id": name} for name in self.models]})
 
     def do_POST(self):
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.asked.append(request)
+        if self.away:
+            return self.reply({"error": {"message": "out of memory"}}, 500)
         text = request["messages"][0]["content"][-1]["text"]
         if "response_format" in request:
             right = int("step" in text.split("Generated")[-1])
@@ -221,21 +232,98 @@ class Servers(BaseHTTPRequestHandler):
             {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": "stop"}]})
 
 
-def test_servers_sample_and_judge(sample, tmp_path):
-    """Policy and judge behind URLs: seeds and temperature go out, the judge is told the answer, verdicts
-    count."""
+@pytest.fixture
+def servers(monkeypatch):
+    """-> their URL; each call is tried once."""
+    Servers.asked.clear()
+    monkeypatch.setattr(sampling.SamplingClient, "__init__", partialmethod(OpenAIChat.__init__, tries=1))
     with ThreadingHTTPServer(("127.0.0.1", 0), Servers) as server:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_address[1]}"
-        flags = ["--policy", url, "--verifier", url, "--samples", "2", "--min_words", "4"]
-        assert run([str(tmp_path), "--finevision", f"{sample}:toy_worked", *flags]) == 0
+        yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
+
+
+def test_servers_sample_and_judge(sample, tmp_path, servers):
+    """Policy and judge behind URLs: seeds and temperature go out, the judge is told the answer, verdicts
+    count."""
+    flags = ["--policy", servers, "--verifier", servers, "--samples", "2", "--min_words", "4"]
+    assert run([str(tmp_path), "--finevision", f"{sample}:toy_worked", *flags]) == 0
     samples = [request for request in Servers.asked if "response_format" not in request]
     to_judge = [request for request in Servers.asked if "response_format" in request]
     assert len({request["seed"] for request in samples}) == len(samples) and samples[0]["temperature"] == 1.0
     assert all("Reference answer" in r["messages"][0]["content"][-1]["text"] for r in to_judge) and to_judge
     solved = Counter(row.get("solved", 2) for row in rows(tmp_path / "04-answers.jsonl"))
     assert set(solved) <= {0, 1, 2} and solved[1]
+
+
+def test_a_policy_that_goes_away_stops_the_build_and_the_same_command_goes_on(sample, tmp_path, servers,
+                                                                               monkeypatch, capsys):
+    command = [str(tmp_path), "--finevision", f"{sample}:toy_worked", "--policy", servers, "--verifier",
+               "rule", "--samples", "2", "--min_words", "4"]
+    monkeypatch.setattr(Servers, "away", True)
+    assert run(command) == 3
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == "stopped: 04-answers: HTTP 500: out of memory; the same command goes on"
+    assert not (tmp_path / "04-answers.jsonl").exists()
+    monkeypatch.setattr(Servers, "away", False)
+    assert run(command) == 0
+
+
+def test_one_of_several_models_at_a_server(sample, tmp_path, servers, monkeypatch, capsys):
+    """Policy, teacher and judge are three models of one server; the judge reads words of yours."""
+    monkeypatch.setattr(Servers, "models", ["small", "large", "examiner"])
+    words = tmp_path / "judge.txt"
+    words.write_text("Is it right?\n{question}\n{answer}\nGenerated: {response}")
+    command = [str(tmp_path / "out"), "--finevision", f"{sample}:toy_worked,toy_short+vqa", "--samples", "2",
+               "--min_words", "4", *(f"--{role}={servers}" for role in ("policy", "teacher", "verifier"))]
+    named = ["--policy_model", "small", "--teacher_model", "large", "--judge_model", "examiner"]
+    assert run(command) == 2
+    assert "serves small, large, examiner: name the one to ask" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert run([*command, *named, "--judge_prompt", str(words)]) == 0
+    assert {request["model"] for request in Servers.asked} == {"small", "large", "examiner"}
+    for request in Servers.asked:
+        text = request["messages"][0]["content"][-1]["text"]
+        assert text.startswith("Is it right?") == (request["model"] == "examiner")
+    words.write_text(words.read_text() + "\nThink twice.")              # other words: other data
+    assert run([*command, *named, "--judge_prompt", str(words)]) == 2
+    assert "other settings (verifier)" in capsys.readouterr().err
+    for flags, told in [(["--policy", "toy", *named], "--policy_model small needs a server"),
+                        (["--verifier", "rule", *named], "--judge_model examiner needs a judge"),
+                        (["--verifier", "rule", *named[:4], "--judge_prompt", str(words)], "needs a judge")]:
+        assert run([*command, *flags]) == 2 and told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text, right", [("\\boxed{B}", True), ("So it is \\boxed{30}", True),
+                                         ("\\boxed{20}", False), ("\\boxed{A}", False)])
+def test_an_answer_is_judged_alike_while_data_are_built_and_in_training(tmp_path, text, right):
+    row = dict.fromkeys(build.FACTS) | {
+        "id": "a", "images": [], "question": "Find x.", "solution": "x is 30. \\boxed{B}", "answer": "B",
+        "subset": "s", "choices": {"A": "20", "B": "30"}, "facts": {}}
+    args = Namespace(samples=2, out=tmp_path, instruction="")
+    for query in (sampling.query_of_row(row, args), Query(**build.train_row(row, args))):
+        assert RuleVerifier().judge_one(query, text).correct == right
+
+
+def test_other_weights_in_the_same_folder_are_refused(sample, tmp_path, capsys):
+    model = shutil.copytree(MODEL, tmp_path / "model")
+    command = [str(tmp_path / "out"), "--finevision", f"{sample}:toy_worked", *FLAGS, "--limit", "1",
+               "--policy", str(model)]
+    assert run(command) == run(command)
+    capsys.readouterr()
+    weights = load_file(model / "model.safetensors")
+    save_file({name: -tensor for name, tensor in weights.items()}, model / "model.safetensors")
+    assert run(command) == 2 and "other settings (policy)" in capsys.readouterr().err
+
+
+def test_vllm_takes_no_more_context_than_the_model_has(sample, tmp_path):
+    """2,048 new tokens and room for a prompt are more than the 4,096 of the built-in model.  A process of its
+    own: an engine that goes would take the process group of another test's engine along."""
+    done = subprocess.run([sys.executable, "-m", "recipe.build", tmp_path, "--finevision",
+                           f"{sample}:toy_worked", "--limit", "2", "--policy", "toy", "--verifier", "toy",
+                           "--min_words", "4", "--samples", "1", "--engine", "vllm"], cwd=ROOT, env=ALONE,
+                          timeout=150, capture_output=True, text=True)
+    assert (tmp_path / "04-answers.jsonl").exists(), done.stderr
 
 
 def test_a_function_of_yours_judges(sample, tmp_path, capsys):

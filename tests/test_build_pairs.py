@@ -68,6 +68,18 @@ def test_filtered_pairs_agree_in_the_fields_and_do_not_tell_the_answer():
     assert left_out["the same context once the answers are masked"] == 2
 
 
+@pytest.mark.parametrize("context, answer, left", [
+    ("set x = 1\ny = 2 in the file", "x = 1\ny = 2", "set [masked] in the file"),
+    ("run:\n    a()\n\tb()\n", "a()\nb()\n", "run:\n    [masked]\n"),             # other blanks
+    ("+x = 1\n+y = 2", "x = 1\ny = 2", "+[masked]"), ("x = 1\ny = 2", "+x = 1\n+y = 2", "[masked]"),
+    ("x = 1\ny = 22", "x = 1\ny = 2", "x = 1\ny = 22"),                           # of words, whole ones
+    ("if x:\n    return value + 1\nelse:\n    y", "if x:\n  return value + 1\nelse:", "[masked]\n    y"),
+    ("only return value + 1 of it", "if x:\n    return value + 1", "only [masked] of it"),
+    ("-5 or 5", "-5", "[masked] or 5"), ("a + b", "+\n+", "a + b")])
+def test_what_an_answer_says_is_masked(context, answer, left):
+    assert build_pairs.masked(context, answer, "something else") == left
+
+
 EDITOR = """
 import json, sys
 from PIL import Image
@@ -150,6 +162,28 @@ def test_builders_on_the_command_line(folder):
         f"skipped {folder}/t.jsonl:3: id 'a' appears twice", f"skipped {folder}/t.jsonl:4: a message is none",
         "error: no pair found; left out: 3, bad rows; left out: 1, a field of --same is missing"]
     assert not (folder / "x.jsonl").exists()
+
+
+def test_a_file_of_pairs_is_replaced_by_a_whole_one_only(folder):
+    """A program that does not start leaves the earlier file; one that fails later leaves it too, and beside
+    it what was made."""
+    out, part = folder / "pairs.jsonl", folder / "pairs.jsonl.part"
+    (folder / "editor.py").write_text(EDITOR)
+    write(folder / "pool.jsonl", *(
+        {"id": name, "images": ["0.png"], "question": name, "solution": "-", "answer": "3"}
+        for name in ("edit", "edit again")))
+    editor = f"{sys.executable} {folder / 'editor.py'}"
+    assert build("edit", folder / "pool.jsonl", out, "--command", editor).returncode == 0
+    before = out.read_bytes()
+    assert before and not part.exists()
+    for command, told, left in [("no_such_program", "--command cannot be run", 0),
+                                ("exit 1", "no pair found", 0),
+                                (f"[ -e {folder}/once ] && exit 127; touch {folder}/once; {editor}",
+                                 "--command cannot be run", 2)]:
+        done = build("edit", folder / "pool.jsonl", out, "--command", command)
+        assert done.returncode == 2 and told in done.stderr.splitlines()[-1]
+        assert out.read_bytes() == before
+        assert part.exists() == bool(left) and (not left or len(load_pairs(part)) == left)
 
 
 def test_one_bad_picture_does_not_end_a_build(folder):

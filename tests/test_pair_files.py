@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers import write
+from helpers import command, write
 from hypothesis import given, settings, strategies as st
 
 import toy
@@ -138,6 +138,23 @@ def test_what_is_saved_is_read_again(folder):
         replace(p, letter="A", supporting="", confounding="") for p in some]
     assert [Path(x).read_bytes() for x in (again[0].supporting, again[0].confounding)] == [
         few[0].supporting, few[0].confounding]
+
+
+def test_files_in_one_folder_do_not_take_each_others_pictures(folder):
+    """The ids of both files are the same; a picture of both is there once."""
+    files = [(folder / f"{i}.png").read_bytes() for i in range(3)]
+    save_pairs([ContextPair("p", "?", "1", files[0], files[1])], folder / "out" / "train.jsonl")
+    save_pairs([ContextPair("p", "?", "2", files[2], files[0])], folder / "out" / "heldout.jsonl")
+    for name, two in (("train", files[:2]), ("heldout", [files[2], files[0]])):
+        pair, = load_pairs(folder / "out" / f"{name}.jsonl")
+        assert [Path(image).read_bytes() for image in (pair.supporting, pair.confounding)] == two
+    assert len(list((folder / "out" / "images").iterdir())) == 3
+
+
+def test_the_program_says_what_it_takes():
+    done = command("--help")
+    assert done.returncode == 0 and done.stdout.startswith("usage: python -m context_pairs.pairs [-h] FILE")
+    assert command().returncode == 2
 
 
 @given(st.dictionaries(

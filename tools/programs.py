@@ -1,8 +1,8 @@
 """Errors of every program of this project: one line on stderr, and an exit code.
 
     2    bad input
-    3    stopped while running: the verifier is unreliable, the disk is full, nothing can be learnt; finished
-         work is kept
+    3    stopped while running: the verifier is unreliable, a server went away, the disk is full, nothing can be
+         learnt; finished work is kept
     130  Ctrl-C; 143: SIGTERM
 """
 
@@ -15,16 +15,18 @@ from reward import JudgeError, VerifierUnreliable
 
 
 class Stopped(RuntimeError):
-    """The program has to stop; what is finished is kept."""
+    """The program has to stop, although its input was right when it began; what is finished is kept."""
 
     def __init__(self, message: str, code: int = 3):
         super().__init__(message)
         self.code = code
 
 
-def first_line(error: Exception) -> str:
-    """First line of an error message that is not blank; messages of libraries may have many."""
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip()
+def first_line(error: Exception, lines: int = 1) -> str:
+    """The first line of an error message, or the first few as one; messages of libraries may have many, and
+    blank ones."""
+    found = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(found[:lines]) or type(error).__name__
 
 
 @contextmanager
@@ -35,7 +37,7 @@ def one_line_errors(goes_on: str = "") -> Iterator[None]:
     except (DataError, JudgeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except VerifierUnreliable as error:
+    except (VerifierUnreliable, Stopped) as error:
         print(f"stopped: {error}{goes_on}", file=sys.stderr)
         sys.exit(3)
     except KeyboardInterrupt:

@@ -28,7 +28,7 @@ def loading(what: str) -> Iterator[None]:
         raise
     except (OSError, ValueError, RuntimeError, AttributeError, KeyError, TypeError, ImportError,
             SafetensorError) as error:
-        raise DataError(f"cannot load {what}: {first_line(error)}") from None
+        raise DataError(f"cannot load {what}: {first_line(error, 3)}") from None
 
 
 def model_fingerprint(model: str) -> str:

@@ -61,10 +61,17 @@ def load_processor(model: str, max_pixels: int | None = None) -> Processor:
 def open_engine(model: str, kind: str = "hf", max_new_tokens: int = 32, temperature: float = 1.0,
                 max_pixels: int | None = None, max_context: int = 4096, max_rows: int = 256,
                 memory_share: float = 0.85) -> HFEngine | VLLMEngine:
-    """An engine with weights of its own, for evaluation, benchmarks and data building."""
+    """An engine with weights of its own, for evaluation, benchmarks and data building.  Its context is
+    `max_context`, or the model's own length if that is less."""
+    from transformers import AutoConfig
+
     cuda = torch.cuda.is_available()
     path, processor = model_path(model), load_processor(model, max_pixels)
     with loading(f"model {path}"):
+        max_context = min(max_context, AutoConfig.from_pretrained(path).text_config.max_position_embeddings)
+        if max_new_tokens >= max_context:
+            raise DataError(f"--max_new_tokens {max_new_tokens} leaves no place for a prompt in "
+                            f"{max_context} tokens")
         if kind == "vllm":
             return VLLMEngine(path, processor, temperature, max_new_tokens, max_context,
                               memory_share=memory_share, max_rows=max_rows)
