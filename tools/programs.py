@@ -1,8 +1,8 @@
 """Errors of every program of this project: one line on stderr, and an exit code.
 
     2    bad input
-    3    stopped while running: the verifier is unreliable, a server went away, the disk is full, nothing can be
-         learnt; finished work is kept
+    3    stopped while running: an unreliable verifier, a server that went away, a full disk, nothing that can
+         be learnt; finished work is kept
     130  Ctrl-C; 143: SIGTERM
 """
 
