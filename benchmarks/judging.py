@@ -9,9 +9,8 @@ import re
 from pathlib import Path
 
 from benchmarks.items import Benchmark, Item
-from data import DataError
 from judges.server import OpenAIChat, TransientError
-from reward import JudgeError, plain_text, side_by_side
+from reward import JudgeError, VerifierUnreliable, plain_text, side_by_side
 from tools.files import append_rows, read_rows, write_rows
 
 EQUAL_RULES = ("The final answer of the reply must mean the same as the reference answer; its spelling does "
@@ -98,6 +97,6 @@ class Judge:
             gone = isinstance(error, TransientError)
         self.failed_in_a_row = self.failed_in_a_row + 1 if gone else 0
         if self.failed_in_a_row > 2 * self.concurrency:
-            raise DataError(f"the judge failed {self.failed_in_a_row} times in a row; "
-                            "what it said before is kept")
+            raise VerifierUnreliable(f"the judge failed {self.failed_in_a_row} times in a row; "
+                                     "what it said before is kept")
         return output

@@ -8,7 +8,7 @@
     OUT/scores.json         every number with its 95 % interval and counts
     OUT/table.md            the same beside the paper's
     OUT/settings.json       what the samples depend on
-    OUT/samples.html        five samples per benchmark
+    OUT/samples.html        five samples per benchmark of this command
 
 The same command again goes on where it was stopped; with --judge added it only asks the judge.  Samples are
 written at once and never drawn again; scores are made anew from them whenever the command runs.
@@ -226,7 +226,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     args.model = model_path(args.model)
-    with one_line_errors():
+    with one_line_errors("; the same command goes on"):
         chosen = benchmarks_named(BENCHMARKS if args.benchmarks == "all" else args.benchmarks.split(","))
         if args.limit < 0 or not 0 <= args.temperature < float("inf"):
             raise DataError("--limit and --temperature cannot be negative or no number")

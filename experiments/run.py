@@ -11,23 +11,28 @@ Each prints its table and writes figures/<name>.png.  (Table 2: python -m experi
 run with several seeds.  A seed changes the order of the queries and every sample, not the warm start, the
 training pool or the held-out pictures.  The default seeds took no part in choosing any setting.
 
-Finished runs under --folder are not run again; a table is made from what their summary.json says.
+Finished runs under --folder are not run again; a table is made from what their summary.json says.  Several
+experiments may share --folder at the same time: of what both need, one makes it and the other waits.
 """
 
 import argparse
+import fcntl
 import os
 import random
 import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
+from data import DataError
 from experiments.figures import FIGURES, context_figure, gain_figure, injection_figure, learning_figure
 from experiments.tables import PAPER, Runs, accuracy_tables, context_table, gain_table
 from tools.files import read_json, read_rows, write_rows
+from tools.programs import Stopped, one_line_errors
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMEOUT = 1800          # seconds for one run
@@ -75,10 +80,24 @@ EXPERIMENTS = {"methods": METHODS, "ablations": ABLATIONS, "trap": TRAP, "inject
 
 def start_program(arguments: list, name: str) -> None:
     """`python ARGUMENTS` at the root of the repository, on one thread."""
-    done = subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=TIMEOUT)
+    command = [sys.executable, *map(str, arguments)]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT,
+                              env={**os.environ, "OMP_NUM_THREADS": "1"})
+    except subprocess.TimeoutExpired:
+        raise Stopped(f"{name}: not finished in {TIMEOUT} s") from None
     if done.returncode:
-        raise RuntimeError(f"{name}: exit {done.returncode}\n{done.stderr[-2000:]}")
+        said = (done.stderr.strip() or "nothing on stderr").splitlines()
+        kind = DataError if done.returncode == 2 else Stopped
+        raise kind(f"{name}: exit {done.returncode}: {said[-1]}")
+
+
+@contextmanager
+def alone(target: Path) -> Iterator[None]:
+    """One thread of one process at a time makes `target`; the lock goes when its holder does."""
+    with open(target.parent / f".{target.name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def run_name(arguments: str, seed: int) -> str:
@@ -96,13 +115,13 @@ def run_name(arguments: str, seed: int) -> str:
 def run_one(label: str, arguments: str, seed: int, folder: Path) -> Path:
     """One finished run folder; resumes what was interrupted."""
     target = folder / run_name(arguments, seed)
-    if (target / "summary.json").exists():
-        return target
     words = arguments.format(folder=folder, seed=seed).split()
     program, words = (words[:2], words[2:]) if words[0] == "-m" else (["contextrl.py"], words)
-    start_program([*program, "--eval_every", "30", *words, "--seed", seed, "--output_dir", target,
-                   *(["--resume"] if target.exists() else [])], f"{label}, seed {seed}")
-    print(f"done: {label}, seed {seed}", flush=True)
+    with alone(target):
+        if not (target / "summary.json").exists():
+            start_program([*program, "--eval_every", "30", *words, "--seed", seed, "--output_dir", target,
+                           *(["--resume"] if target.exists() else [])], f"{label}, seed {seed}")
+            print(f"done: {label}, seed {seed}", flush=True)
     return target
 
 
@@ -126,10 +145,11 @@ def make_data(rows: dict[str, str], seeds: list[int], folder: Path) -> None:
     """Data files that the rows name and that are no samples."""
     def once(name: str, *command) -> None:
         beside = folder / f".{name}.partial"
-        if not (folder / name).exists():
-            shutil.rmtree(beside, ignore_errors=True)                              # of a killed process
-            start_program([str(word).format(beside) for word in command], name)
-            beside.rename(folder / name)
+        with alone(folder / name):
+            if not (folder / name).exists():
+                shutil.rmtree(beside, ignore_errors=True)                          # of a killed process
+                start_program([str(word).format(beside) for word in command], name)
+                beside.rename(folder / name)
 
     folder.mkdir(parents=True, exist_ok=True)
     named = " ".join(rows.values())
@@ -167,7 +187,7 @@ def record_samples(seeds: list[int], folder: Path, jobs: int) -> None:
         for share in SHARES:
             replaced = both[:round(share / 100 * len(sound))]
             if len(replaced) < round(share / 100 * len(sound)):
-                raise RuntimeError(f"seed {seed}: {len(both)} queries have both kinds, too few for {share} %")
+                raise DataError(f"seed {seed}: {len(both)} queries have both kinds, too few for {share} %")
             chosen = sound | {name: false[name] for name in replaced}
             write_rows(target / f"false-{share}.jsonl", (
                 {"id": name, "images": [f"../{run.name}/{image}" for image in row["images"]],
@@ -221,10 +241,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.jobs < 1 or len(set(args.seeds)) < len(args.seeds):
         parser.error("--jobs must be at least 1, and no seed may stand twice")
-    try:
+    with one_line_errors("; the same command goes on"):
         run_experiment(args.experiment, args.seeds, args.folder.resolve(), args.jobs)
-    except (RuntimeError, OSError, ValueError, subprocess.TimeoutExpired) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

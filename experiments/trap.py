@@ -6,6 +6,8 @@ There the report had made the token likely.  As the denominator of the ratio tha
 vanish on exactly the tokens that carry the lesson.  Nothing else differs from contextrl.py.
 """
 
+import sys
+
 import torch
 
 import contextrl
@@ -20,6 +22,7 @@ class TrappedPolicy(Policy):
 
 
 def main() -> None:
+    sys.argv[0] = "python -m experiments.trap"      # what --help calls it
     parts.Policy = TrappedPolicy                    # the class that parts.load_policy() makes
     contextrl.main()
 

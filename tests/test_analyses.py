@@ -8,6 +8,7 @@ differ in more than their reasoning.
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from experiments.verifier import family_table, label_built_in, load_labelled, ve
 from reward import CONTEXTS, Verdict, VerdictStatus, Verifier, judge_messages, judge_prompt
 from tools.files import read_rows
 from tools.numbers import bootstrap_interval, spread
+from tools.programs import Stopped
 
 
 def command(module: str, *arguments) -> subprocess.CompletedProcess:
@@ -251,7 +253,7 @@ def test_injected_data_differ_in_their_reasoning_only(tmp_path, monkeypatch):
         assert {row["solution"] for row in data} <= {"True True", "True False"}
         assert (folder / data[0]["images"][0]).resolve() == (run / "images/q0.png").resolve()
         assert [{**row, "solution": ""} for row in data] == [{**row, "solution": ""} for row in files[0]]
-    with pytest.raises(RuntimeError, match="seed 7: 2 queries have both kinds, too few for 30 %"):
+    with pytest.raises(DataError, match="seed 7: 2 queries have both kinds, too few for 30 %"):
         rows = [{**row, "stage1": row["stage1"][:4] + [member(True, i >= 2)]}
                 for i, row in enumerate(rows[:10])]
         (run / "rollouts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -352,9 +354,25 @@ def test_a_run_that_fails_is_one_line(tmp_path):
     (tmp_path / "contextrl-seed1").mkdir()
     (tmp_path / "contextrl-seed1" / "config.json").write_text("no JSON")
     done = command("experiments.run", "information_gain", "--seeds", 1, "--folder", tmp_path)
-    assert done.returncode == 1 and done.stderr.startswith("error: ContextRL, seed 1: exit 2")
-    assert "Traceback" not in done.stderr
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ContextRL, seed 1: exit 2: error: ")
+    with pytest.raises(Stopped, match="^x: exit 1: ValueError: in the middle$"):
+        experiments.start_program(["-c", "raise ValueError('in the middle')"], "x")
     assert "no seed may stand twice" in command("experiments.run", "methods", "--seeds", 1, 1).stderr
+
+
+def test_experiments_side_by_side_make_what_both_need_once(tmp_path, capsys):
+    rows = {"SFT": "--method sft --data {folder}/canonical/train.jsonl --steps 1 --queries_per_step 4 "
+                   "--eval_every 0"}
+
+    def experiment(number: int) -> dict:
+        experiments.make_data(rows, [1], tmp_path)
+        return experiments.run_all(rows, [1], tmp_path, jobs=1)
+
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(experiment, range(2))
+    assert one == other and (one["SFT"][0] / "summary.json").exists()
+    assert capsys.readouterr().out == "done: SFT, seed 1\n"
 
 
 def test_rows_of_the_papers_tables_have_the_names_of_ours():
@@ -372,6 +390,8 @@ def test_rows_of_the_papers_tables_have_the_names_of_ours():
 
 
 def test_the_trap_and_the_control_of_pairs_are_programs_of_their_own():
+    done = command("experiments.trap", "--help")
+    assert done.returncode == 0 and done.stdout.startswith("usage: python -m experiments.trap ")
     trap = experiments.TRAP["stage-2 old log-prob"]
     assert experiments.run_name(trap, 1) == "experiments.trap-contextrl-seed1"
     assert experiments.run_name(experiments.CONTEXT["GRPO + pairs as data"], 2) == (

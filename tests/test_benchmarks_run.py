@@ -24,7 +24,7 @@ from benchmarks.table import BENCHMARKS
 from benchmarks.wording import LETTER, PUT_IN_BOX
 from data import DataError
 from judges.server import OpenAIChat, TransientError
-from reward import JudgeError
+from reward import JudgeError, VerifierUnreliable
 from tools.files import read_rows
 
 
@@ -269,13 +269,19 @@ def test_a_failed_judge_is_counted(data, tmp_path, chat, long_replies):
     assert (s["judge_failed"], s["numbers"]["all"]["low"]) == (0, 50.0)
 
 
-def test_a_dead_judge_ends_the_run(tmp_path, chat, long_replies):
+def test_a_dead_judge_ends_the_run(tmp_path, chat, long_replies, capsys):
     chat.says = lambda text: TransientError("connection refused")
     folder = write_data("simplevqa", tmp_path, 60)
     args = arguments(folder, tmp_path / "out", "simplevqa", judge="http://h:1")
-    with pytest.raises(DataError, match="the judge failed .* times in a row"):
+    with pytest.raises(VerifierUnreliable, match="the judge failed .* times in a row"):
         measure(args)
     assert len(chat.calls) < 60
+    with pytest.raises(SystemExit) as ended:
+        main(["--data_dir", str(folder), "--output_dir", str(tmp_path / "other"), "--benchmarks", "simplevqa",
+              "--max_new_tokens", "8", "--judge", "http://h:1"])
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert ended.value.code == 3 and line.startswith("stopped: the judge failed ")
+    assert line.endswith("; the same command goes on")
     for said in ("I cannot", JudgeError("HTTP 400")):                   # a server that answers is not dead
         chat.says = lambda text, said=said: said
         assert measure(args)[0]["benchmarks"]["simplevqa"]["judge_failed"] == 60

@@ -37,7 +37,7 @@ def one_line_errors(goes_on: str = "") -> Iterator[None]:
     except (DataError, JudgeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except (VerifierUnreliable, Stopped) as error:
+    except (VerifierUnreliable, Stopped, FloatingPointError) as error:
         print(f"stopped: {error}{goes_on}", file=sys.stderr)
         sys.exit(3)
     except KeyboardInterrupt:
