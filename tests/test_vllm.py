@@ -202,15 +202,6 @@ def test_forbidden_ids_are_never_sampled(engine, model, shown, prompts):
         shown.forbidden_ids = ids
 
 
-def test_weights_that_are_no_numbers_are_noticed(engine, model, prompts):
-    weights = {name: weight.clone() for name, weight in model.state_dict().items()}
-    weights["model.language_model.layers.1.mlp.down_proj.weight"][0, 0] = torch.nan
-    engine.load_weights(weights.items())
-    with pytest.raises(FloatingPointError, match="not finite"):
-        engine.generate(requests(prompts, 1))
-    assert not engine.busy                                              # nothing is left behind
-
-
 def test_samples_depend_on_their_seed_alone(engine, prompts):
     together = ids_of(engine.generate(requests(prompts)))
     assert ids_of(engine.generate(requests(prompts)[::-1]))[::-1] == together
@@ -554,6 +545,16 @@ def test_a_forgotten_encoder_cache_is_found_out(checkpoint, prompts, monkeypatch
     other.load_weights(AutoModelForImageTextToText.from_pretrained(checkpoint).state_dict().items())
     with pytest.raises(RuntimeError, match="Encoder cache miss"):
         other.generate(requests(prompts[:1]))
+
+
+def test_weights_that_are_no_numbers_are_noticed(engine, model, prompts):
+    """The last of this engine: NaN stays in its key-value cache, and 0 * NaN is NaN."""
+    weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+    weights["model.language_model.layers.1.mlp.down_proj.weight"][0, 0] = torch.nan
+    engine.load_weights(weights.items())
+    with pytest.raises(FloatingPointError, match="not finite"):
+        engine.generate(requests(prompts, 1))
+    assert not engine.busy                                              # nothing is left behind
 
 
 # --------------------------------------------------------------------------------------------------- torchrun
