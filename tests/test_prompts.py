@@ -85,7 +85,7 @@ def test_the_built_in_world_has_words_of_its_own_and_other_data_have_english():
     toy_words = retry_message("red is not 4", toy.RETRY_PROMPT)
     assert toy_words.startswith("A reviewer found mistakes : red is not 4 . Solve")
     english = retry_message("Step 2 is wrong.", retry_template())
-    assert "\n\nStep 2 is wrong.\n\n" in english and " ." not in english and " :" not in english
+    assert "your solution: Step 2 is wrong. Solve" in english and " ." not in english and " :" not in english
 
 
 @pytest.mark.parametrize("content, told", [

@@ -254,5 +254,5 @@ def test_stage2_asks_one_retry_per_negative_with_its_own_report(policy, processo
 def test_a_report_is_put_into_the_message_as_it_is():
     report = "{red} is not {0} {report} ..."
     assert f" : {report} . Solve it again" in retry_message(report, toy.RETRY_PROMPT)
-    assert f":\n\n{report}\n\nSolve the problem again" in retry_message(f"\n{report} ", retry_template())
+    assert f": {report} Solve the problem again" in retry_message(f"\n{report} ", retry_template())
     assert "report" not in retry_message("", retry_template())

@@ -286,9 +286,10 @@ def contents(config: Config, queries: list[Query], heldout: list[Query], pairs: 
     start = cached_file(model_path(config.model), "config.json")                  # of a folder or a hub id
     files = {"verifier": config.verifier if config.verifier.endswith(".py") else "",
              "rollouts_from": config.rollouts_from}
-    return {"data": rows(queries), "eval_data": rows(heldout), "context_pairs": rows(pairs),
+    judge = of_model(verifier)
+    judged = {"judge_prompt": digest_of(judge.template)} if isinstance(judge, Verifier) else {}
+    return {"data": rows(queries), "eval_data": rows(heldout), "context_pairs": rows(pairs), **judged,
             "model": weights_digest(str(Path(start).parent)), "retry_prompt": digest_of(template),
-            "judge_prompt": digest_of(getattr(of_model(verifier), "template", "")),
             **{name: digest_of(Path(file).read_bytes()) for name, file in files.items() if file}}
 
 
