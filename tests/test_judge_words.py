@@ -30,7 +30,7 @@ def written(report: str, correct: str = "0", analysis: str = "fine") -> str:
 def test_latex_with_one_backslash_reaches_report_and_retry(latex):
     v = parse_verdict(written(f"{latex} is wrong", analysis=f"It is {latex}"))
     assert (v.status, v.report, v.analysis) == (VerdictStatus.JUDGED, f"{latex} is wrong", f"It is {latex}")
-    assert f"\n\n{latex} is wrong\n\n" in retry_message(v.report, retry_template())
+    assert f": {latex} is wrong Solve" in retry_message(v.report, retry_template())
 
 
 @pytest.mark.parametrize("text", [
