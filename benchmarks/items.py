@@ -4,11 +4,7 @@ A column that is missing, a reference answer that is none of the options and a g
 errors of one line: each of them would make scores wrong without anybody noticing.
 """
 
-import base64
-import binascii
-import io
 import json
-import os
 import re
 import sys
 from collections import Counter
@@ -16,10 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image
-
 from data import DataError, json_lines
 from tools.programs import first_line
+from tools.tables import image_bytes, import_datasets
 
 MAX_ODD_SHARE = 0.02                            # of rows whose reference answer is none of the options
 
@@ -96,15 +91,6 @@ def load_rows(benchmark: Benchmark, data_dir: str | None = None) -> Sequence[dic
                    data_files=[str(file)], split="train") for file in files])
 
 
-def import_datasets():
-    try:
-        import datasets
-    except ImportError:
-        raise DataError("parquet files and hub ids need: pip install datasets (JSONL files do not)") from None
-    datasets.disable_progress_bars()
-    return datasets
-
-
 def variant_of(name: str) -> dict:
     """DynaMath has its ten variants as ten splits without a column that tells which."""
     variant = re.search(r"variant(\d+)", name)
@@ -113,7 +99,7 @@ def variant_of(name: str) -> dict:
 
 def read_table(benchmark: Benchmark, where, variant: dict, failure: str, *source, **more):
     """One file, or split of the hub, with columns checked; `source` and `more` are for `datasets`."""
-    datasets = import_datasets()
+    datasets = import_datasets(where)
     try:
         table = datasets.load_dataset(*source, **more)
     except Exception as error:                  # of four libraries, none of them ours
@@ -125,7 +111,7 @@ def read_table(benchmark: Benchmark, where, variant: dict, failure: str, *source
 
 
 def concatenate(benchmark: Benchmark, tables: list):
-    datasets = import_datasets()
+    datasets = import_datasets(benchmark.title)
     try:
         rows = datasets.concatenate_datasets(tables)
     except (ValueError, TypeError) as error:
@@ -213,32 +199,6 @@ def load_items(benchmark: Benchmark, rows: Sequence[dict], limit: int = 0) -> li
 
 
 # ------------------------------------------------------------------------------------------------- pictures
-
-def image_bytes(value, folder: str = ".") -> bytes:
-    """An encoded picture from whatever data sets hold: a PIL image, bytes, {"bytes", "path"}, base64, or a
-    path.  Its format is read from the file's first bytes, never from its name."""
-    if isinstance(value, dict):
-        value = value.get("bytes") or value.get("path")
-    if isinstance(value, Image.Image):
-        out = io.BytesIO()
-        value.convert("RGB").save(out, "PNG")
-        return out.getvalue()
-    if isinstance(value, str):                  # Path.is_file raises on a long base64
-        if len(value) < 1000 and os.path.isfile(Path(folder) / value):
-            value = (Path(folder) / value).read_bytes()
-        else:
-            try:
-                value = base64.b64decode(re.sub(r"^data:[\w/.+-]+;base64,", "", value), validate=True)
-            except (binascii.Error, ValueError):
-                raise DataError(f"no picture: neither a file nor base64 ({value[:40]!r})") from None
-    if not isinstance(value, (bytes, bytearray)) or not value:
-        raise DataError(f"no picture ({type(value).__name__})")
-    try:
-        with Image.open(io.BytesIO(value)):
-            return bytes(value)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"no picture ({type(error).__name__})") from None
-
 
 def image_of(benchmark: Benchmark, rows: Sequence[dict], item: Item) -> bytes:
     try:

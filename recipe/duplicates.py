@@ -1,7 +1,6 @@
 """Near copies: 64-bit perceptual hashes of pictures, 8-grams of questions, and both of a folder of
 benchmarks."""
 
-import base64
 import hashlib
 import json
 import re
@@ -13,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from data import DataError, json_lines, read_picture
-from tools.tables import parquet_rows
+from tools.tables import image_bytes, parquet_rows
 
 COSINES = np.cos(np.pi / 64 * np.outer(np.arange(8), np.arange(1, 64, 2)))         # first rows of a DCT of 32
 
@@ -93,12 +92,8 @@ def benchmark_index(folder: Path, distance: int, clean: Callable) -> tuple[HashI
         values = next((row[name] for name in ("decoded_image", "image", "images", "bytes", "image_path")
                        if row.get(name)), [])
         for value in values if isinstance(values, list) else [values]:
-            value = value.get("bytes") or value.get("path") if isinstance(value, dict) else value
-            if isinstance(value, str):
-                is_path = len(value) < 500 and (file.parent / value).is_file()
-                value = str(file.parent / value) if is_path else from_base64(value)
             try:
-                pictures.add(perceptual_hash(read_picture(value if isinstance(value, str | bytes) else b"")))
+                pictures.add(perceptual_hash(read_picture(image_bytes(value, file.parent))))
                 counts["pictures"] += 1
             except DataError:
                 counts["pictures that cannot be read"] += 1
@@ -111,10 +106,3 @@ def benchmark_index(folder: Path, distance: int, clean: Callable) -> tuple[HashI
             raise DataError(f"benchmark {folder / file}: {dict(counts)}, is there a column image and a "
                             "question?")
     return pictures, questions, {file: dict(counts) for file, counts in files.items()}
-
-
-def from_base64(text: str) -> bytes:
-    try:
-        return base64.b64decode(text)
-    except ValueError:
-        return b""

@@ -27,11 +27,12 @@ from benchmark_rows import (
 from PIL import Image
 
 from benchmarks.aggregate import interval, summary, value
-from benchmarks.items import Score, image_bytes, load_items, load_rows
+from benchmarks.items import Score, load_items, load_rows
 from benchmarks.judging import read_judgement
 from benchmarks.table import BENCHMARKS, PAPER_AVERAGES, PAPER_MODELS, averages
 from benchmarks.wording import LETTER, lettered, prompt_templates
 from data import DataError
+from tools.tables import image_bytes
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -306,7 +307,7 @@ def test_pictures_in_all_forms(tmp_path):
     (tmp_path / "p.png").write_bytes(raw)
     url = "data:image/png;base64," + base64.b64encode(raw).decode()
     for form in (raw, {"bytes": raw, "path": None}, {"bytes": None, "path": str(tmp_path / "p.png")},
-                 base64.b64encode(raw).decode(), url, "p.png"):
+                 base64.b64encode(raw).decode(), base64.encodebytes(raw).decode(), url, "p.png"):
         assert image_bytes(form, str(tmp_path)) == raw
     with Image.open(io.BytesIO(image_bytes(Image.open(io.BytesIO(raw))))) as picture_:
         assert picture_.mode == "RGB" and picture_.size == (64, 48)
@@ -433,5 +434,5 @@ def test_files_that_are_not_there(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="mmstar.parquet: cannot be read as parquet"):
         load_rows(BENCHMARKS["mmstar"], tmp_path)
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DataError, match="need: pip install datasets"):
+    with pytest.raises(DataError, match="mmstar.parquet needs: pip install datasets"):
         load_rows(BENCHMARKS["mmstar"], tmp_path)
