@@ -234,9 +234,10 @@ class Servers(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def servers(monkeypatch):
-    """-> their URL; each call is tried once."""
+    """-> their URL; a call is tried again at once."""
     Servers.asked.clear()
-    monkeypatch.setattr(sampling.SamplingClient, "__init__", partialmethod(OpenAIChat.__init__, tries=1))
+    monkeypatch.setattr(sampling.SamplingClient, "__init__", partialmethod(OpenAIChat.__init__, backoff=0.01))
+    monkeypatch.setattr(ThreadingHTTPServer, "request_queue_size", 128)           # else connections are reset
     with ThreadingHTTPServer(("127.0.0.1", 0), Servers) as server:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
