@@ -376,7 +376,7 @@ def parts_of(text: str) -> tuple[str, list[str], bool]:
     listed = split(text, ", |;")
     if len(listed) > 1:
         return "", listed, "=" not in listed[0]                           # x=2, y=3
-    if re.fullmatch(r"[(\[{].*[)\]}]", text) and len(split(text[1:-1], "$^")) == 1:
+    if re.fullmatch(r"[(\[{].*[)\]}]", text):
         inside = split(text[1:-1], ", |;")
         if len(inside) > 1 or text[0] == "{":
             return text[0] + text[-1], inside, text[0] != "{"
