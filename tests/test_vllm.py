@@ -537,24 +537,25 @@ def test_policy_and_judge_take_turns(engine, model, shown, prompts, checkpoint, 
     assert not engine.asleep
 
 
-def test_a_forgotten_encoder_cache_is_found_out(checkpoint, prompts, monkeypatch):
-    """Last, because vLLM does not recover from it."""
-    other = VLLMEngine(checkpoint, Processor(checkpoint), max_context=400, max_rows=8)
-    other.generate(requests(prompts[:1]))
-    monkeypatch.setattr(other.engine, "reset_encoder_cache", lambda: None)
-    other.load_weights(AutoModelForImageTextToText.from_pretrained(checkpoint).state_dict().items())
-    with pytest.raises(RuntimeError, match="Encoder cache miss"):
-        other.generate(requests(prompts[:1]))
-
-
 def test_weights_that_are_no_numbers_are_noticed(engine, model, prompts):
-    """The last of this engine: NaN stays in its key-value cache, and 0 * NaN is NaN."""
+    """The last of the shared engine: NaN stays in its key-value cache, and 0 * NaN is NaN."""
     weights = {name: weight.clone() for name, weight in model.state_dict().items()}
     weights["model.language_model.layers.1.mlp.down_proj.weight"][0, 0] = torch.nan
     engine.load_weights(weights.items())
     with pytest.raises(FloatingPointError, match="not finite"):
         engine.generate(requests(prompts, 1))
     assert not engine.busy                                              # nothing is left behind
+
+
+def test_a_forgotten_encoder_cache_is_found_out(checkpoint, prompts, monkeypatch):
+    """Last in this process: when the broken engine is collected, vLLM takes the process groups of all engines
+    with it."""
+    other = VLLMEngine(checkpoint, Processor(checkpoint), max_context=400, max_rows=8)
+    other.generate(requests(prompts[:1]))
+    monkeypatch.setattr(other.engine, "reset_encoder_cache", lambda: None)
+    other.load_weights(AutoModelForImageTextToText.from_pretrained(checkpoint).state_dict().items())
+    with pytest.raises(RuntimeError, match="Encoder cache miss"):
+        other.generate(requests(prompts[:1]))
 
 
 # --------------------------------------------------------------------------------------------------- torchrun
