@@ -37,7 +37,7 @@ import grpo
 from context_pairs.loss import auxiliary_loss
 from data import DataError, Query, next_items, retry_message
 from eval import evaluate_queries, summarise, table
-from policy import Auxiliary, all_gather, all_sum
+from policy import Auxiliary, all_sum
 from reward import JudgeError, Verdict, VerifierLike, VerifierUnreliable, is_independent
 from sampler import Engine, Rollout, Sample, on_leader, resample, sample
 from tools.files import write_whole
@@ -46,8 +46,9 @@ from training.config import Config, read_config
 from training.continuous import two_stages
 from training.parts import RULE, Parts, assemble, counted_families, data_note, takes_turns
 from training.report import write_report
-from training.rollouts import judge_metrics, rollout_of_row, rollout_row, statistics
+from training.rollouts import judge_metrics, rollout_of_row, statistics
 from training.run_folder import RunFolder
+from training.stopping import interruptible
 
 # Axis letters: _P query (prompt) of the batch, _G member of its group.
 
@@ -126,7 +127,7 @@ def sample_rollouts(p: Parts) -> tuple[list[Rollout], dict]:
             names.append(query.id if times[query.id] == 1 else f"{query.id}, time {times[query.id]}")
         mine = list(zip(batch, names, strict=True))[engine.replica::engine.replicas]
         rollouts_P = [Rollout(query, p.processor.prompt(query), name) for query, name in mine]
-        raise_on_all_ranks(collect, rollouts_P, run.step + 1, p)
+        interruptible(collect, rollouts_P, run.step + 1, p, shared_engine=config.tensor_parallel > 1)
         rollouts += rollouts_P
         useful = sum(r.group.kind is grpo.GroupKind.ONLINE for r in rollouts)
         too_few = float(useful < config.queries_per_step // engine.replicas)
@@ -163,20 +164,6 @@ def reference_rollouts(p: Parts) -> tuple[list[Rollout], dict]:
     batch = next_items(p.queries, p.run.cursor, p.config.queries_per_step, p.config.seed)
     p.run.cursor += len(batch)
     return [reference(query) for query in batch[p.run.rank::p.run.world]], {}
-
-
-def raise_on_all_ranks(work, *arguments):
-    """work(*arguments) on every rank.  If the verifier gives up on one, or the policy's numbers are none, all
-    stop and no rank waits for ever."""
-    result, failure = None, None
-    try:
-        result = work(*arguments)
-    except (VerifierUnreliable, FloatingPointError) as error:
-        failure = error
-    failures = list(filter(None, all_gather(failure)))
-    if failures:
-        raise failures[0]
-    return result
 
 
 # --------------------------------------------------------------------------------------------------- one step
@@ -217,54 +204,67 @@ def self_check(run: RunFolder, metrics: dict) -> None:
               + "\n".join(f"  {n:38s} {v:10.6f}   expected {e}" for n, v, e in lines))
 
 
-def evaluate(p: Parts, at_ends: bool) -> dict:
+def evaluate(p: Parts) -> dict:
     """Accuracies on the held-out queries at T = 1, at the ends greedy ones as well; {} without queries."""
+    config, run = p.config, p.run
+
+    def mine(temperature: float) -> list[dict]:
+        records = evaluate_queries(p.engine, p.processor, p.heldout, p.exact_verifier, RULE, temperature,
+                                   (config.seed, run.step, "evaluation"), run.rank > 0)
+        return records if p.engine.leader else []
+
     def summary(temperature: float) -> dict:
-        seed_key = (p.config.seed, p.run.step, "evaluation")
-        records = raise_on_all_ranks(evaluate_queries, p.engine, p.processor, p.heldout, p.exact_verifier,
-                                     RULE, temperature, seed_key, p.run.rank > 0)
-        shares = all_gather(records if p.engine.leader else [])
+        shares = interruptible(mine, temperature, shared_engine=config.tensor_parallel > 1)
         return summarise([record for share in shares for record in share], counted_families(p.heldout))
 
     if not p.heldout:
         return {}
-    return {"eval": summary(1.0)} | ({"eval_greedy": summary(0.0)} if at_ends else {})
+    return {"eval": summary(1.0)} | ({"eval_greedy": summary(0.0)} if run.step in (0, config.steps) else {})
+
+
+def finish_step(p: Parts) -> None:
+    """Evaluates when due, and writes the step's row of metrics."""
+    p.run.log(evaluate(p) if p.run.evaluation_is_due() else {})
 
 
 # ------------------------------------------------------------------------------------------------------- loop
 
 def train(config: Config) -> Path:
-    """-> the run folder.  All ranks run the same lines; the order of the verbs is the paper's."""
-    p = assemble(config, *start_ranks(config))
-    run = p.run
+    """-> the run folder, which is this run's alone meanwhile."""
+    run, device = start_ranks(config)
+    with run.held():
+        if run.finished:
+            run.print(f"the run in {run.folder} is complete")
+        else:
+            loop(assemble(config, run, device))
+    return run.folder
+
+
+def loop(p: Parts) -> None:
+    """All ranks run the same lines; the order of the verbs is the paper's."""
+    config, run = p.config, p.run
     next_rollouts = (reference_rollouts if config.method == "sft" else
                      recorded_rollouts if p.recorded else sample_rollouts)
-    if run.step == 0 and not run.checkpoint:
-        run.log({"step": 0} | evaluate(p, at_ends=True))
 
     with run.at_work(p.policy), progress_bar(p) as bar:
+        if run.row:                     # of the start policy, or of a step that was stopped before its end
+            finish_step(p)
         while run.goes_on():
             # Sample, verify, resample, filter, roll back (or take what was recorded, or the references).
             began = time.time()
             rollouts, metrics = next_rollouts(p)
             metrics = {"step": run.step + 1} | metrics | judge_metrics(p.verifier)
-            run.append("rollouts.jsonl", [rollout_row(r, run.step + 1, run.folder)
-                                          for r in rollouts if r.samples_G])
+            run.record(rollouts)
             run.tokens_sampled += int(metrics.get("tokens_sampled", 0))
 
             # Train; the engine gets the new weights.
             collected = time.time()
             metrics |= {} if config.rollout_only else update(p, rollouts)
             metrics |= {"time/rollout": collected - began, "time/update": time.time() - collected}
-            run.end_step()
+            run.step, run.row = run.step + 1, metrics
 
             # Evaluate when due, write.
-            try:
-                metrics |= evaluate(p, run.step == config.steps) if run.evaluation_is_due() else {}
-            except VerifierUnreliable:                      # on all ranks; the step itself is done and kept
-                run.log(metrics)
-                raise
-            run.log(metrics)
+            finish_step(p)
             if run.checkpoint_is_due():
                 run.save(p.policy)
             bar.update()
@@ -272,7 +272,6 @@ def train(config: Config) -> Path:
             bar.set_postfix({k: f"{metrics[k]:.2f}" for k in shown if metrics.get(k) is not None})
     if run.step == config.steps:
         finish(p)
-    return run.folder
 
 
 def progress_bar(p: Parts) -> tqdm:
@@ -332,10 +331,15 @@ def main() -> None:
         print(f"error{f' on rank {rank}' if rank else ''}: {error}", file=sys.stderr)
         sys.exit(2)
     except (VerifierUnreliable, FloatingPointError, Stopped) as error:                # raised on all ranks
+        code = getattr(error, "code", 3)
         if int(os.environ.get("RANK", 0)) == 0:
             print(f"stopped: {error}; --resume goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(getattr(error, "code", 3))
-    except OSError as error:                                           # of this rank alone: a full disk, say
+        if code > 128:           # a signal: nobody waits for threads in which calls of a judge are under way
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        sys.exit(code)
+    except OSError as error:                            # of this rank alone: no room for its share of weights
         print(f"stopped: {error}; --resume goes on from the last checkpoint", file=sys.stderr)
         sys.exit(3)
     except KeyboardInterrupt:

@@ -222,10 +222,12 @@ def save_image(image: str | bytes, folder: Path, name: str, replace: bool = Fals
         safe += "-" + hashlib.sha256(name.encode()).hexdigest()[:16]
     target = folder / f"{safe}.png"
     if replace or not target.exists():
+        beside = folder / f".{target.name}.{os.getpid()}"               # a reader sees all of it or nothing
         if isinstance(image, bytes):
-            target.write_bytes(image)
+            beside.write_bytes(image)
         else:
-            read_picture(image).save(target)
+            read_picture(image).save(beside, "PNG")
+        os.replace(beside, target)
     return f"{folder.name}/{target.name}"
 
 
@@ -271,11 +273,7 @@ def read_prompt(file: str | Path, fields: tuple[str, ...], needed: tuple[str, ..
 
 
 def fill_prompt(template: str, **values: str) -> str:
-    """One pass, so that braces inside the values stay what they are.
-
-    >>> fill_prompt("Q: {question} {x}", question="{question}?")
-    'Q: {question}? {x}'
-    """
+    """In one pass: braces inside the values stay what they are, as do names that are not given."""
     return re.sub(r"\{(\w+)\}", lambda match: values.get(match[1], match[0]), template)
 
 

@@ -31,7 +31,7 @@ import threading
 import time
 import unicodedata
 from collections import Counter, deque
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
@@ -335,20 +335,16 @@ def report_leaks(report: str, query: Query, response: str) -> bool:
 # ----------------------------------------------------------------------------------------------- the verifier
 
 def side_by_side(function, arguments, threads: int) -> list:
-    """[function(*a) for a in arguments], on threads.  After the first exception nothing more is begun."""
-    errors: list[Exception] = []
-
-    def one(a):
-        if not errors:
-            try:
-                return function(*a)
-            except Exception as error:
-                errors.append(error)                            # raised below
-    with ThreadPoolExecutor(threads) as pool:
-        results = list(pool.map(one, arguments))
-    if errors:
-        raise errors[0]
-    return results
+    """[function(*a) for a in arguments], on threads.  After the first exception nothing more is begun, and
+    what is under way is not waited for."""
+    pool = ThreadPoolExecutor(threads)
+    try:
+        futures = [pool.submit(function, *a) for a in arguments]
+        for future in wait(futures, return_when=FIRST_EXCEPTION).done:
+            future.result()                                     # raises it
+        return [future.result() for future in futures]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 class Verifier:

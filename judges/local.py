@@ -44,7 +44,8 @@ class LocalChat:
         policy_engine.sleep()
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "judges.local", self.model, json.dumps(self.settings)],
-            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8")
+            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8",
+            start_new_session=True)                      # Ctrl-C is for the run, which ends it
         self._answer()
         policy_engine.wake()
 
@@ -64,6 +65,10 @@ class LocalChat:
             found = iter(self._answer())
         except BrokenPipeError:
             self._answer()
+            raise
+        except KeyboardInterrupt:                      # it would go on to the end of its batch
+            self.process.kill()
+            self.process.wait()
             raise
         finally:
             self.policy_engine.wake()

@@ -290,13 +290,6 @@ def test_output_dir_that_holds_a_run(small_world, finished_run, refused):
     assert files(finished_run / "run") == before
 
 
-def test_resume_of_a_folder_that_holds_no_run(small_world, tmp_path, refused):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "thesis.tex").write_text("mine")
-    assert "holds no run" in refused(flags(small_world / "train.jsonl", tmp_path / "run", "--resume"))
-    assert files(tmp_path / "run") == {"thesis.tex": b"mine"}
-
-
 def deeper(model: Path) -> None:
     """Another architecture in the same place."""
     from transformers import AutoConfig, Qwen3VLForConditionalGeneration
@@ -320,8 +313,8 @@ def checkpoint(place: Path) -> Path:
 
 
 RESUMES = {                           # how (folder with run/ and model/) is spoilt -> what the line must name
-    "another model": (lambda place: deeper(place / "model"), "another model"),
-    "another size": (lambda place: wider(place / "model"), "checkpoint"),
+    "another model": (lambda place: deeper(place / "model"), "the content of model has changed"),
+    "another size": (lambda place: wider(place / "model"), "the content of model has changed"),
     "half a trainer file": (
         lambda place: cut(checkpoint(place) / "trainer/00000-of-00001.safetensors"), "step-000001"),
     "no trainer file": (lambda place: (checkpoint(place) / "trainer/00000-of-00001.safetensors").unlink(),

@@ -1,12 +1,10 @@
 """The run folder and its life: it belongs to one run, which one command starts and goes on with.
 
 Guards against: two runs in one folder, a stop or a resume that changes numbers, rows of a killed run that
-stay, a resume with other data or weights than the run began with, a full disk or a signal that leaves half a
-thing.
+stay, a resume with other data or weights than the run began with.
 """
 
 import json
-import resource
 import shutil
 import signal
 import subprocess
@@ -17,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ALONE, MODEL, ROOT
-from helpers import arguments, assert_same_run, json_rows, last_checkpoint, metrics, train
+from helpers import arguments, assert_same_run, last_checkpoint, metrics, train
 from safetensors.torch import load_file, save_file
 
 import contextrl
@@ -133,25 +131,42 @@ def test_runs_of_the_same_second_have_folders_of_their_own(monkeypatch):
 
 
 @pytest.mark.parametrize("more", [[], ["--resume"]])
-def test_a_folder_in_which_a_run_is_at_work_takes_no_other(tmp_path, more):
-    config = config_of("--output_dir", tmp_path / "run")
-    first = RunFolder(config, 0, 1)
+@pytest.mark.parametrize("second_came", ["before the folder was made", "later"])
+def test_a_folder_in_which_a_run_is_at_work_takes_no_other(tmp_path, more, second_came):
+    first = RunFolder(config_of("--output_dir", tmp_path / "run"), 0, 1)
     second = RunFolder(config_of("--output_dir", tmp_path / "run", *more), 0, 1)
-    first.open(config, {})
-    with pytest.raises(DataError, match="another run is at work in"):
-        second.open(config, {})
-    first.lock.close()
-    second.open(config, {})
+    with first.held():
+        if second_came == "later":
+            first.open()
+            with pytest.raises(DataError, match="another run is at work in"), second.held():
+                pass                                                     # before anything large is loaded
+        else:
+            with second.held():
+                first.open()
+                with pytest.raises(DataError, match="another run is at work in"):
+                    second.open()
+    with second.held():
+        second.open()
 
 
-def test_a_run_that_came_and_went_meanwhile_is_noticed(tmp_path):
-    config = config_of("--output_dir", tmp_path / "run")
-    first, second = RunFolder(config, 0, 1), RunFolder(config, 0, 1)
-    first.open(config, {})
-    first.log({"step": 0})
-    first.lock.close()
-    with pytest.raises(DataError, match="holds a run by now"):
-        second.open(config, {})
+@pytest.mark.parametrize("more", [[], ["--resume"]])
+def test_a_run_that_came_and_went_meanwhile_is_noticed(tmp_path, more):
+    first, second = (RunFolder(config_of("--output_dir", tmp_path / "run", *more), 0, 1) for _ in range(2))
+    with second.held():
+        with first.held():
+            first.open()
+            first.log({})
+        with pytest.raises(DataError, match="holds a run by now"):
+            second.open()
+
+
+def test_a_jobs_log_is_not_in_the_way(world, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "slurm-17.out").write_text("queued\n")
+    for stop_after in (1, 2):
+        train(world / "train.jsonl", tmp_path / "run", "--resume", steps=2, stop_after=stop_after)
+    assert steps_of(tmp_path / "run") == [0, 1, 2]
+    assert (tmp_path / "run" / "slurm-17.out").read_text() == "queued\n"
 
 
 # ------------------------------------------------------------------------ one command that starts and goes on
@@ -167,12 +182,22 @@ def test_one_command_starts_and_goes_on_and_is_harmless_at_the_end(world, tmp_pa
     assert out.count(f"no checkpoint in {run} yet") == 1 and out.count(f"the run in {run} is complete") == 1
 
 
-def test_a_restarted_worker_without_a_folder_does_not_begin_anew(world, tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+def test_a_finished_recording_is_not_made_again(world, tmp_path, capsys):
+    run = train(world / "train.jsonl", tmp_path / "run", "--rollout_only", "--resume", steps=1)
+    before = {file: file.stat().st_mtime_ns for file in run.rglob("*")}
+    train(world / "train.jsonl", run, "--rollout_only", "--resume", steps=1)
+    assert {file: file.stat().st_mtime_ns for file in run.rglob("*")} == before
+    assert f"the run in {run} is complete" in capsys.readouterr().out
+
+
+def test_restarts_need_a_run_that_goes_on(world, tmp_path, monkeypatch):
+    """Said when the launcher starts the run, not when it has to start it again."""
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match="can only go on with --output_dir and --resume"):
-        train(world / "train.jsonl", "", steps=1)
-    assert not (tmp_path / "runs").exists()
+    for out in ("", tmp_path / "run"):
+        with pytest.raises(DataError, match="--max-restarts needs --output_dir and --resume"):
+            train(world / "train.jsonl", out, steps=1)
+    assert not list(tmp_path.iterdir())
 
 
 # ------------------------------------------------------------------------ what a run is made of is remembered
@@ -241,61 +266,3 @@ def test_a_change_of_content_is_refused(begun, tmp_path, change, named):
 
 def test_the_run_that_is_spoilt_above_goes_on(begun):
     assert steps_of(resumed(begun)) == [0, 1, 2]
-
-
-# -------------------------------------------------------------------------------------------------- full disk
-
-def test_a_checkpoint_that_does_not_fit_leaves_nothing_behind(world, tmp_path):
-    """A limit on the size of a file stands for a full disk: both are OSErrors in the middle of a write."""
-    run = tmp_path / "run"
-    command = arguments(world / "train.jsonl", run, "--resume", steps=2, save_every=1)
-    small = 200_000                                          # a checkpoint has megabytes, metrics have less
-    done = subprocess.run([sys.executable, "contextrl.py", *command], cwd=ROOT, env=ALONE, timeout=120,
-                          capture_output=True, text=True,
-                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (small, small)))
-    line, = [line for line in done.stderr.splitlines() if line.startswith("stopped: ")]
-    assert done.returncode == 3 and f"cannot write checkpoint {run}/checkpoints/step-000001: " in line
-    assert "Traceback" not in done.stderr and not list((run / "checkpoints").iterdir())
-    train(world / "train.jsonl", run, "--resume", steps=2, save_every=1)
-    assert_same_run(train(world / "train.jsonl", tmp_path / "whole", steps=2), run)
-
-
-# ---------------------------------------------------------------------------------------------------- signals
-
-def start(run: Path, world: Path, *launcher: str) -> subprocess.Popen:
-    """A long run in a process of its own, once it has three steps behind it."""
-    command = arguments(world / "train.jsonl", run, "--resume", steps=200, save_every=150)
-    process = subprocess.Popen([sys.executable, *launcher, "contextrl.py", *command], cwd=ROOT, env=ALONE,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    deadline = time.time() + 120
-    while not (run / "metrics.jsonl").exists() or len(json_rows(run / "metrics.jsonl")) < 4:
-        assert process.poll() is None and time.time() < deadline
-        time.sleep(0.05)
-    return process
-
-
-@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_a_run_after_the_step_under_way(world, tmp_path, number, code):
-    run = tmp_path / "run"
-    process = start(run, world)
-    process.send_signal(number)
-    stderr = process.communicate(timeout=60)[1]
-    step = steps_of(run)[-1]
-    assert process.returncode == code and "Traceback" not in stderr
-    assert f"stopped: {number.name} after step {step}; --resume goes on" in stderr
-    assert last_checkpoint(run).name == f"step-{step:06d}"
-    train(world / "train.jsonl", run, "--resume", steps=200, save_every=150, stop_after=step + 1)
-    assert steps_of(run) == list(range(step + 2))
-
-
-def test_a_signal_to_one_of_two_ranks_is_one_to_both(world, tmp_path):
-    run = tmp_path / "run"
-    launcher = start(run, world, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
-    workers = [pid for pid in children if b"contextrl.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    assert len(workers) == 2
-    subprocess.run(["kill", "-TERM", workers[1]], check=True)
-    stderr = launcher.communicate(timeout=90)[1]
-    step = steps_of(run)[-1]
-    assert launcher.returncode and f"stopped: SIGTERM after step {step}" in stderr
-    assert last_checkpoint(run).name == f"step-{step:06d}" and len(list((run / "checkpoints").iterdir())) == 1

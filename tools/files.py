@@ -83,7 +83,7 @@ def read_json(file: Path, default: dict | None = None) -> dict:
 
 def lock_folder(folder: Path, whose: str) -> IO:
     """The folder is this process's until the returned file is closed or the process ends, however it ends."""
-    file = open(folder / "lock", "w")                                       # noqa: SIM115, the caller's
+    file = open(folder / "lock", "a")                                       # noqa: SIM115, the caller's
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

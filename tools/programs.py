@@ -22,6 +22,10 @@ class Stopped(RuntimeError):
         self.code = code
 
 
+class CannotWrite(Stopped):
+    """A disk that is full, read-only or gone."""
+
+
 def first_line(error: Exception, lines: int = 1) -> str:
     """The first line of an error message, or the first few as one; messages of libraries may have many, and
     blank ones."""

@@ -264,12 +264,13 @@ def assemble(config: Config, run: RunFolder, device: str) -> Parts:
     if pairs:
         option_ids(processor)                                     # or one line, before anything is sampled
         pairs = drop_unaskable(askable(pairs, processor, query_of_pair), processor, config.max_context)
+    run.remember(lambda: contents(config, queries, heldout, pairs, verifier, template))
     policy = load_policy(config, run, processor, device)
     engine = None
     if samples:
         engine = policy_engine(config, processor, policy)
         start_judge(verifier, engine)
-    run.open(config, contents(config, queries, heldout, pairs, verifier, template) if run.rank == 0 else {})
+    run.open()
     return Parts(config, run, queries, heldout, pairs, recorded, template, processor, policy, engine,
                  verifier, exact_verifier)
 
@@ -340,9 +341,6 @@ def load_policy(config: Config, run: RunFolder, processor: Processor, device: st
             gradient_checkpointing=config.gradient_checkpointing, freeze_vision=config.freeze_vision,
             offload_reference=config.offload_reference)
     if run.checkpoint:
-        was, now = run.state()["model"], model_fingerprint(path)
-        if was != now:
-            raise DataError(f"--resume: checkpoint of another model ({was}) than {path} ({now})")
         with loading(f"checkpoint {run.checkpoint}"):
             load_checkpoint(policy, run.checkpoint)
     return policy

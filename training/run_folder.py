@@ -20,9 +20,8 @@ import json
 import os
 import secrets
 import shutil
-import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -32,16 +31,19 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from data import DataError
-from policy import Policy, all_gather, in_batch_order
+from policy import Policy, in_batch_order
 from reward import VerifierUnreliable
+from sampler import Rollout
 from tools.files import append_rows, lock_folder, read_json, read_rows, write_whole, writing
-from tools.programs import Stopped
-from training.checkpoint import model_fingerprint, save_checkpoint
+from tools.programs import CannotWrite, Stopped
+from training.checkpoint import save_checkpoint
 from training.config import Config
+from training.rollouts import rollout_row
+from training.stopping import interruptible, on_all_ranks, watch_signals
 
 
 class RunFolder:
-    """Counters and files of one run.  Only rank 0 writes, and nothing before open()."""
+    """Counters and files of one run.  Only rank 0 looks and writes, and it writes nothing before open()."""
 
     # Settings that may change when a run is resumed; any other change would be another experiment.
     MAY_CHANGE_ON_RESUME = {
@@ -49,77 +51,98 @@ class RunFolder:
         "micro_batch_tokens", "attention", "gradient_checkpointing", "offload_reference", "engine_memory",
         "tensor_parallel", "barrier", "judge_concurrency", "judge_timeout", "judge_max_failed"}
 
-    def __init__(self, config, rank: int, world: int):
+    def __init__(self, config: Config, rank: int, world: int):
         self.config, self.rank, self.world = config, rank, world
-        if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) and not config.output_dir:
-            raise DataError("a restarted run can only go on with --output_dir and --resume")
+        if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) and not config.resume:
+            raise DataError("--max-restarts needs --output_dir and --resume: a restarted run has to go on")
         # Several runs may start in one second: the last part tells them apart.
         name = f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{config.method}-{secrets.token_hex(2)}"
-        self.folder = Path(self.from_rank0(config.output_dir or name))
+        self.folder: Path = self.on_rank0(Path, config.output_dir or name)               # clocks differ
         self.lock: IO | None = None
-        self.signal = 0                                    # that asked this run to stop
+        self.finished, self.checkpoint, self.content = False, None, {}
         self.step, self.cursor, self.tokens_sampled, self.seconds, self.start_time = 0, 0, 0, 0.0, time.time()
-        checkpoints = sorted((self.folder / "checkpoints").glob("step-*"))
-        self.checkpoint = self.from_rank0(checkpoints[-1] if config.resume and checkpoints else None)
-        if config.resume:
-            self._check_same_run(asdict(config))
-        elif (self.folder / "metrics.jsonl").exists():
-            raise DataError(f"{self.folder} already holds a run: use --resume or another --output_dir")
+        self.row: dict = {"step": 0}                     # metrics of the last whole step, until written
+
+    def on_rank0(self, work: Callable, *arguments):
+        """The result, or what was raised, on all ranks: their views of a network disk may differ."""
+        return on_all_ranks(lambda: work(*arguments) if self.rank == 0 else None)[0]
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Around all that a run does: reads back what there is, and keeps other runs out."""
+        try:
+            vars(self).update(self.on_rank0(self._look))
+            yield
+        finally:
+            if self.lock:
+                self.lock.close()
+
+    def _look(self) -> dict:
+        """What the folder holds of this run: attributes of this object."""
         above = next(p for p in [self.folder, *self.folder.absolute().parents] if p.exists())
         if not above.is_dir() or not os.access(above, os.W_OK):
             raise DataError(f"cannot write to {self.folder}")
-        if self.checkpoint:
-            state = self.state()
-            self.step, self.cursor = state["step"], state["cursor"]
-            self.tokens_sampled, self.seconds = state["tokens_sampled"], state["seconds"]
-        elif config.resume:
-            self.print(f"no checkpoint in {self.folder} yet: starting from the first step")
-        if config.resume and self.step == config.steps:
-            self.print(f"the run in {self.folder} is complete")
-
-    def from_rank0(self, value):
-        """Rank 0's value on all ranks: clocks differ, and so may views of a network disk."""
-        box = [value]
-        if self.world > 1:
-            dist.broadcast_object_list(box)
-        return box[0]
-
-    def open(self, config, content: dict[str, str]) -> None:
-        """Makes the folder, once everything else is known to work.  `content`: name -> digest of what the run
-        is made of."""
-        self.barrier()                                      # every rank has looked before rank 0 writes
-        if self.rank == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
+        if (self.folder / "lock").exists():
             self.lock = lock_folder(self.folder, "run")
-            # Another run may have come and gone since __init__ looked.
-            if (self.folder / "metrics.jsonl").exists() and not config.resume:
-                raise DataError(f"{self.folder} holds a run by now: use another --output_dir")
-            before = read_json(self.folder / "content.json", default={}) if config.resume else {}
-            changed = [name for name, digest in content.items() if before.get(name, digest) != digest]
-            if changed:
-                raise DataError(f"--resume: the content of {changed[0]} has changed since this run began")
-            for inner in ("images", "checkpoints"):
-                (self.folder / inner).mkdir(exist_ok=True)
-            for half in (self.folder / "checkpoints").glob(".*.partial"):              # of a killed process
-                shutil.rmtree(half)
-            for file in ("metrics.jsonl", "rollouts.jsonl"):
-                self._cut_back(self.folder / file)
-            write_whole(self.folder / "config.json", json.dumps(asdict(config), indent=2))
-            write_whole(self.folder / "content.json", json.dumps(content | before, indent=2))
-        self.barrier()
-        if not all(all_gather(self.folder.is_dir())):
+        begun = self._begun()
+        if not self.config.resume:
+            if begun:
+                raise DataError(f"{self.folder} already holds a run: use --resume or another --output_dir")
+            return {}
+        if begun:
+            self._check_same_run(asdict(self.config))
+        summary = read_json(self.folder / "summary.json", default={})                # before the report
+        if summary.get("steps") == self.config.steps and (self.folder / "report.html").exists():
+            return {"finished": True}
+        checkpoints = sorted((self.folder / "checkpoints").glob("step-*"))
+        if not checkpoints:
+            self.print(f"no checkpoint in {self.folder} yet: starting from the first step")
+            return {}
+        state = read_json(checkpoints[-1] / "state.json")
+        written = any(row["step"] == state["step"] for row in self.metrics())
+        return {"checkpoint": checkpoints[-1], "row": {} if written else state.get("row", {}),
+                **{name: state[name] for name in ("step", "cursor", "tokens_sampled", "seconds")}}
+
+    def _begun(self) -> bool:
+        return (self.folder / "metrics.jsonl").exists()
+
+    def remember(self, content: Callable[[], dict[str, str]]) -> None:
+        """Name -> digest of what the run is made of; it goes on with the same only."""
+        self.content = self.on_rank0(self._same_content, content)
+
+    def _same_content(self, content: Callable[[], dict[str, str]]) -> dict[str, str]:
+        before = read_json(self.folder / "content.json", default={}) if self.config.resume else {}
+        now = content()
+        changed = [name for name, digest in now.items() if before.get(name, digest) != digest]
+        if changed:
+            raise DataError(f"--resume: the content of {changed[0]} has changed since this run began")
+        return now | before
+
+    def open(self) -> None:
+        """Makes the folder, once everything else is known to work."""
+        self.on_rank0(self._make)
+        if not all(on_all_ranks(self.folder.is_dir)):
             raise DataError(f"{self.folder} is not on a disk that all ranks see")
 
-    def state(self) -> dict:
-        return read_json(self.checkpoint / "state.json")
+    def _make(self) -> None:
+        with writing(self.folder):
+            for inner in ("images", "checkpoints"):
+                (self.folder / inner).mkdir(parents=True, exist_ok=True)
+        if not self.lock:
+            self.lock = lock_folder(self.folder, "run")
+            if self._begun() and not self.checkpoint:              # another run has come and gone meanwhile
+                raise DataError(f"{self.folder} holds a run by now: use another --output_dir")
+        for half in (self.folder / "checkpoints").glob(".*"):                          # of a killed process
+            shutil.rmtree(half)
+        for half in (self.folder / "images").glob(".*"):
+            half.unlink()
+        for file in ("metrics.jsonl", "rollouts.jsonl"):
+            self._cut_back(self.folder / file)
+        write_whole(self.folder / "config.json", json.dumps(asdict(self.config), indent=2))
+        write_whole(self.folder / "content.json", json.dumps(self.content, indent=2))
 
     def _check_same_run(self, now: dict) -> None:
-        file = self.folder / "config.json"
-        if not file.exists():
-            if self.folder.exists() and any(self.folder.iterdir()):
-                raise DataError(f"--resume: {self.folder} holds no run")
-            return                                                       # the run starts with this command
-        before = read_json(file)
+        before = read_json(self.folder / "config.json")
         for name in sorted(set(now) - self.MAY_CHANGE_ON_RESUME):
             # A judge's server may have another address by then.
             moved = name == "verifier" and "://" in now[name] and "://" in str(before.get(name))
@@ -142,15 +165,18 @@ class RunFolder:
         if self.rank == 0:
             tqdm.write(" ".join(map(str, text)))
 
-    def append(self, file: str, rows: list[dict]) -> None:
-        """Adds rows, those of all ranks in the order of the batch."""
-        rows = in_batch_order(all_gather(rows))
-        if self.rank == 0:
-            append_rows(self.folder / file, rows)
+    def record(self, rollouts: list[Rollout]) -> None:
+        """Rows of the step under way, those of all ranks in the order of the batch, and their pictures."""
+        def mine() -> list[dict]:
+            with writing(self.folder / "images"):
+                return [rollout_row(r, self.step + 1, self.folder) for r in rollouts if r.samples_G]
+        rows = in_batch_order(on_all_ranks(mine))
+        self.on_rank0(append_rows, self.folder / "rollouts.jsonl", rows)
 
-    def log(self, row: dict) -> None:
-        """One row of metrics.jsonl; all ranks hold the same."""
-        self.append("metrics.jsonl", [row] if self.rank == 0 else [])
+    def log(self, more: dict) -> None:
+        """The row of the last whole step, and `more`; all ranks hold the same."""
+        self.on_rank0(append_rows, self.folder / "metrics.jsonl", [self.row | more])
+        self.row = {}
 
     def save(self, policy: Policy) -> None:
         """All ranks write their share, into a folder that all see.  The last two checkpoints stay."""
@@ -160,23 +186,21 @@ class RunFolder:
         beside = target.with_name(f".{target.name}.partial")
         try:
             with writing(f"checkpoint {target}"):
-                if self.rank == 0:
-                    beside.mkdir(parents=True)
-                self.barrier()
+                self.on_rank0(beside.mkdir)
                 save_checkpoint(policy, beside)
                 self.barrier()
-                if self.rank == 0:
-                    write_whole(beside / "state.json", json.dumps({
-                        "step": self.step, "cursor": self.cursor, "tokens_sampled": self.tokens_sampled,
-                        "seconds": self.elapsed(), "model": model_fingerprint(beside)}))
-                    os.rename(beside, target)
-        except OSError:
+                self.on_rank0(self._make_whole, beside, target)
+        except (OSError, CannotWrite):
             shutil.rmtree(beside, ignore_errors=True)           # what cannot be finished is not in the way
             raise
-        if self.rank == 0:
-            for old in sorted(target.parent.glob("step-*"))[:-2]:
-                shutil.rmtree(old)
-        self.barrier()
+
+    def _make_whole(self, beside: Path, target: Path) -> None:
+        write_whole(beside / "state.json", json.dumps({
+            "step": self.step, "cursor": self.cursor, "tokens_sampled": self.tokens_sampled,
+            "seconds": self.elapsed(), "row": self.row}))
+        os.rename(beside, target)
+        for old in sorted(target.parent.glob("step-*"))[:-2]:
+            shutil.rmtree(old)
 
     @property
     def last_step(self) -> int:
@@ -184,43 +208,30 @@ class RunFolder:
         return min(self.config.steps, self.config.stop_after or self.config.steps)
 
     def goes_on(self) -> bool:
-        return self.step < self.last_step and not self.signal
-
-    def end_step(self) -> None:
-        """One step more is done.  A signal to one rank is one to all."""
-        self.step += 1
-        self.signal = max(all_gather(self.signal))
+        if self.step >= self.last_step:
+            return False
+        interruptible(lambda: None)                                      # a signal may have come since then
+        return True
 
     def evaluation_is_due(self) -> bool:
         every, at_end = self.config.eval_every, self.step == self.config.steps
-        return not self.config.rollout_only and (at_end or every > 0 and self.step % every == 0)
+        due = at_end or every > 0 and self.step % every == 0
+        return self.step == 0 or due and not self.config.rollout_only
 
     def checkpoint_is_due(self) -> bool:
-        every = self.step % self.config.save_every == 0
-        return not self.config.rollout_only and (every or not self.goes_on())
+        due = self.step == self.last_step or self.step % self.config.save_every == 0
+        return due and not self.config.rollout_only
 
     @contextmanager
     def at_work(self, policy: Policy) -> Iterator[None]:
-        """Around the loop.  SIGTERM and Ctrl-C end it after the step that is under way, a second one at once.
-        If the verifier gives up, what has been trained is saved."""
-        def heard(number: int, frame) -> None:
-            self.signal = number
-            for name, handler in before.items():
-                signal.signal(name, handler)
-
-        before = {number: signal.signal(number, heard) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        except VerifierUnreliable:
-            self.save(policy)
-            raise
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-            if self.lock:
-                self.lock.close()
-        if self.signal and self.step < self.last_step:
-            raise Stopped(f"{signal.Signals(self.signal).name} after step {self.step}", 128 + self.signal)
+        """Around the loop.  If it is stopped on its way, what has been trained is saved."""
+        with watch_signals():
+            try:
+                yield
+            except (VerifierUnreliable, Stopped) as error:
+                if self.step and not isinstance(error, CannotWrite):
+                    self.save(policy)
+                raise
 
     def barrier(self) -> None:
         if self.world > 1:

@@ -1,0 +1,87 @@
+"""How a run stops on its way: a signal, a verifier that gives up, a full disk.  All ranks stop together.
+
+SIGTERM (a queue takes the machine back) and SIGINT (Ctrl-C) end sampling, judging and evaluation where they
+are; an update, and whatever is being written, is finished first.  A second signal ends the process at once.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from data import DataError
+from policy import all_gather
+from reward import VerifierUnreliable
+from tools.programs import CannotWrite, Stopped
+
+TOGETHER = 2.0           # seconds within which two signals are one: launchers hand on what all have been sent
+
+
+class Signals:
+    """What has arrived, and whether the process may be interrupted where it is just now."""
+
+    def __init__(self):
+        self.number, self.since = 0, 0.0
+        self.may_interrupt = False
+
+    def arrive(self, number: int, _frame) -> None:
+        now = time.monotonic()
+        if not self.number:
+            self.number, self.since = number, now
+            if self.may_interrupt:
+                raise KeyboardInterrupt                # no Exception, which a library might take for its own
+        elif now > self.since + TOGETHER:
+            os.write(2, b"\nstopped at once, by a second signal; --resume goes on from a checkpoint\n")
+            os._exit(128 + number)
+
+
+signals = Signals()                                                       # handlers belong to the process
+
+
+@contextmanager
+def watch_signals() -> Iterator[None]:
+    """From here on a signal is heard in interruptible() only, and a second one at once."""
+    signals.__init__()
+    before = {number: signal.signal(number, signals.arrive) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def on_all_ranks(work: Callable, *arguments) -> list:
+    """work(*arguments) on every rank -> the results of all.  What stops it on one is raised on all, so that
+    none waits for ever."""
+    result, failure = None, None
+    try:
+        result = work(*arguments)
+    except (DataError, VerifierUnreliable, FloatingPointError, Stopped) as error:
+        failure = error
+    except OSError as error:
+        failure = CannotWrite(str(error))
+    except KeyboardInterrupt:
+        number = signal.Signals(signals.number or signal.SIGINT)
+        failure = Stopped(number.name, 128 + number)
+    outcomes = all_gather((result, failure))
+    for _, failure in outcomes:
+        if failure is not None:
+            raise failure
+    return [result for result, _ in outcomes]
+
+
+def interruptible(work: Callable, *arguments, shared_engine: bool = False) -> list:
+    """on_all_ranks(), and a signal to any rank raises Stopped on all.  Not for work that changes weights or
+    files, which would be left half-done.  Ranks that share an engine wait for each other in the middle of it:
+    they finish the work, and stop then."""
+    def watched():
+        signals.may_interrupt = not shared_engine
+        try:
+            result = work(*arguments)
+        finally:
+            signals.may_interrupt = False
+        if signals.number:                                # it came before, or nothing could be interrupted
+            raise KeyboardInterrupt
+        return result
+    return on_all_ranks(watched)
