@@ -3,7 +3,7 @@
     torchrun contextrl.py                                        the built-in world, to the end, on a laptop
     torchrun --nproc-per-node 8 contextrl.py settings/paper.json --data train.jsonl --verifier http://HOST/v1
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 contextrl.py ...
-    (the same command, with --output_dir) --resume               goes on from the last checkpoint, or starts
+    (any of them) --output_dir DIR --resume                      starts, or goes on from the last checkpoint
     python contextrl.py --help                                   every setting
 
 One step, in the paper's order:

@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
+from queue import SimpleQueue
 
 import torch
 
-from judges.server import openai_messages
+from judges.server import CUT_OFF, openai_messages
 from reward import VERDICT_SCHEMA, JudgeError, VerifierUnreliable
 
 
@@ -89,6 +91,14 @@ class LocalChat:
 def serve(model: str, max_context: int, max_tokens: int, memory_share: float, schema: dict) -> None:
     """The other end: sleeps; for each line of conversations it wakes and answers [[text, error, tokens,
     tokens]]."""
+    batches: SimpleQueue = SimpleQueue()
+
+    def listen() -> None:
+        for line in sys.stdin:
+            batches.put(json.loads(line))
+        os._exit(0)                # the run has ended: also while we load, or in the middle of a batch
+
+    threading.Thread(target=listen, daemon=True).start()
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)                                       # whatever else prints does not print to the policy
     for name, value in (("VLLM_CPU_KVCACHE_SPACE", "1"), ("VLLM_LOGGING_LEVEL", "ERROR")):
@@ -116,15 +126,16 @@ def serve(model: str, max_context: int, max_tokens: int, memory_share: float, sc
                 return [["", ["refused by the engine", " ".join(str(error).split())[:200]], 0, 0]]
             half = len(conversations) // 2
             return answer(conversations[:half]) + answer(conversations[half:])
-        cut = ["verdict cut off at max_tokens"]
+        cut = [CUT_OFF]
         return [[end.text, cut if end.finish_reason == "length" else None, len(o.prompt_token_ids),
                  len(end.token_ids)] for o in outputs for end in o.outputs]
 
     llm.sleep(level=1)
     print("[]", file=replies, flush=True)                       # ready
-    for line in sys.stdin:
+    while True:
+        conversations = batches.get()
         llm.wake_up()
-        answers = answer(json.loads(line))
+        answers = answer(conversations)
         llm.sleep(level=1)
         print(json.dumps(answers), file=replies, flush=True)
 

@@ -528,8 +528,10 @@ def test_policy_and_judge_take_turns(engine, model, shown, prompts, checkpoint, 
     assert [mixed[1].name, mixed[2].name] == ["refused by the engine", "image cannot be read"]
     assert chat.batch([]) == []
 
-    # It is a process of its own, ends with its input, and a dead one is no judge that says no.
+    # It is a process of its own, ends with its input, with a batch to do or not, and a dead one is no judge
+    # that says no.
     assert chat.process.poll() is None and chat.process.pid != os.getpid()
+    chat.process.stdin.write(json.dumps([turn("is red wrong ?")] * 5000) + "\n")
     chat.process.stdin.close()
     assert chat.process.wait(timeout=60) == 0
     with pytest.raises((VerifierUnreliable, ValueError)):
