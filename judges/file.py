@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data import REQUIRED, DataError, Query, json_lines, json_row
+from data import REQUIRED, DataError, Query, json_lines, json_row, text_of
 from judges.rule import RuleFirst, answers_match
 from judges.server import OpenAIChat
 from reward import CONTEXTS, VerdictStatus, Verifier, VerifierUnreliable, judge_messages, side_by_side
@@ -38,14 +38,12 @@ def load_responses(path: Path) -> dict[str, tuple[Query, str]]:
             else:
                 texts = {number: row.pop("response")}
             row["images"] = [str(path.parent / image) for image in row.get("images", [])]
-            query = Query(**row)
+            query = Query(**row | {name: text_of(row, name) for name in REQUIRED})
+            if not all(isinstance(text, str) for text in texts.values()):
+                raise DataError("'response' is not a text")
         except (DataError, TypeError, AttributeError, KeyError) as error:
             problem = f"{error} is missing" if isinstance(error, KeyError) else error
             raise DataError(f"{where}: not a query with a response ({problem})") from None
-        named = [*((name, row[name]) for name in REQUIRED), *(("response", text) for text in texts.values())]
-        for name, text in named:
-            if not isinstance(text, str):
-                raise DataError(f"{where}: '{name}' is not a text")
         for image in query.images:
             if not Path(image).is_file():
                 raise DataError(f"{where}: image not found: {image}")

@@ -436,7 +436,7 @@ GOOD = {"id": "a", "question": "how many ?", "solution": "red 3", "answer": "3",
     ({k: v for k, v in GOOD.items() if k != "response"}, "'response' is missing"),
     ({k: v for k, v in GOOD.items() if k != "answer"}, "answer"),
     ({**GOOD, "response": 5}, "'response' is not a text"),
-    ({**GOOD, "solution": None}, "'solution' is not a text"),
+    ({**GOOD, "solution": None}, "field 'solution' is no text: null"),
     ({**GOOD, "images": ["no.png"]}, "image not found: "),
     ({**GOOD, "images": "no.png"}, "image not found: "),
     ({**GOOD, "images": [3]}, "not a query with a response"),
@@ -448,6 +448,13 @@ def test_bad_rows_name_file_and_line(server, tmp_path, monkeypatch, capsys, row,
     status, _, line = command(monkeypatch, capsys, "--url", server.url, "--responses", file)
     assert status == 2 and line.startswith(f"error: {file}:3: ") and told in line and "\n" not in line
     assert not server.requests and not file.with_suffix(".verdicts.jsonl").exists()
+
+
+def test_a_numbers_row_is_read_as_training_reads_it(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({**GOOD, "id": 17, "answer": 3}))
+    (query, response), = judges_file.load_responses(file).values()
+    assert (query.id, query.answer, response) == ("17", "3", "red 3")
 
 
 def test_other_bad_input(server, tmp_path, monkeypatch, capsys):
