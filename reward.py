@@ -261,12 +261,14 @@ SPELLINGS = [(re.compile(pattern), spelling) for pattern, spelling in [
     (r"(?:\\?\bsqrt|√|根号|\bsquare root of) ?[({]? ?(\d+(?:\.\d+)?)", r" √\1 "), ("两", "二"),
     (r"(?<=\d)(?:,|\{,\}|\\,)(?=\d{3}(?!\d))", ""), (r"(?<!\w)\.(?=\d)", "0."), (r"(?<=[a-zA-Z])[_^]\{?", ""),
     (r"(?i)\b(?:negative|minus) (?=\d)|负(?=\d)", "-"), (r"(?i)\bone[ -]half\b", "1/2"),
-    (r"(?<!\w)[(\[]([A-Z])[)\]]", r" option \1 "), (r"(?i)\bchoice\b|选项|選択肢", " option ")]]
-NUMERALS = dict(zip([*"one two three four five six seven eight nine ten eleven twelve twenty".split(),
-                     *"二三四五六七八九十"], [*range(1, 13), 20, *range(2, 11)]))
+    (r"(?<!\w)[(\[]([A-Z])[)\]]", r" option \1 "), (r"(?i)\bchoice\b|选项|選択肢", " option "),
+    (r"(?<![\d.])(\d\d?(?:\.\d+)?) ?\\?(?:%|percent\b)", lambda m: f"{m[1]}; {Fraction(m[1]) / 100} ")]]
+NUMERALS = dict(zip([*"one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
+                     "fifteen sixteen seventeen eighteen nineteen twenty thirty forty fifty".split(),
+                     *"二三四五六七八九十"], [*range(1, 21), 30, 40, 50, *range(2, 11)]))
 # "The two lines", "two of the steps", 第三步, 三角形 count nothing, and "one" rarely does.
 NUMERAL = re.compile(r"(?i)(\b(?:the|these|first|last|of|steps?) |[这那前后第一二三四五六七八九十])?"
-                     rf"(\b(?:(?<=be )one|{'|'.join([*NUMERALS][1:13])})\b(?! of\b| steps?\b)"
+                     rf"(\b(?:(?<=be )one|{'|'.join([*NUMERALS][1:-9])})\b(?! of\b| steps?\b)"
                      r"|[二三四五六七八九十](?=[个個つ只隻条條张張块人次]|\W|$))")
 # Scripts that have no blanks between words fall into characters.
 SIGNS = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
@@ -312,6 +314,8 @@ def report_leaks(report: str, query: Query, response: str) -> bool:
     if letter not in (choices or [*"ABCDEFGHIJ"]):
         letter = next((key for key, text in choices.items() if answer and words(text) == answer.split()), "")
     forms = {answer, letter, letter and f"option {letter}", " ".join(words(choices.get(letter, "")))} - {""}
+    if "%" in query.answer:
+        forms |= {*answer.split()}                                      # both ways to read it
     # A number with its unit, or the value of x, is also given away by the number alone.
     amounts = [re.fullmatch(r"(?:[^\W\d] )?(-?[\d/]+)(?: [^\W\d]\w*){0,5}", form) for form in forms]
     for form in forms | {amount[1] for amount in amounts if amount}:

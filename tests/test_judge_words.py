@@ -141,6 +141,8 @@ NUMBERS = [      # answer, report; the response says 7
     ("1", "it should be one"), ("5", "５"), ("5 cm", "It is 5"), ("5 cm", "5cm"), ("5", "5 cm fits"),
     ("$5", "It costs 5 dollars"), ("x = 5", "x should be 5"), ("-3", "The slope is −3."),
     ("-3", "negative 3"), (r"30^\circ", "30° fits"), ("30°", "30 degrees"), ("50%", "50 percent"),
+    ("0.75", "It is 75 %."), ("75%", "three quarters, 0.75"), (r"75\%", "it is 75"), ("3/4", r"75\% of them"),
+    ("75", "about 75%"), ("0.125", "12.5 percent"), ("15", "there are fifteen"), ("forty", "40 dots"),
     (r"2\pi", "the value 2π"), ("x^2+1", "It is x² + 1"), ("7:30", "It shows 7:30"), ("5厘米", "长度为5"),
     ("5", "应该是５个"), ("12", "there are twelve"), ("1/2", "one half"), ("2", "答案是二。"),
     ("3", "图中有三个圆"), ("2", "有两个"), ("12平方米", "面积应为12平方米"), ("√3", "根号3")]
@@ -196,7 +198,8 @@ def test_an_option_or_a_word_leaks_in_any_language(answer, report, response, cho
     ("1/2", "12 is wrong", "12", None), ("-3", "It is 3, which is wrong", "3", None),
     (r"\sqrt{3}", "3 is not the square of it", "3", None), ("3", "√3 is wrong", "√3", None),
     ("1", "x_1 is wrong", "x_1 = 2", None), ("1234", "1,235 is wrong", "1,235", None),
-    ("5 cm", "7 cm is too long", "7 cm", None)])
+    ("5 cm", "7 cm is too long", "7 cm", None), ("1", "This is 100 % wrong", "2", None),
+    ("0.75", "7.5 % is too little", "7.5 %", None), ("3/4", "25 % is not read off", "25 %", None)])
 def test_an_honest_report_is_no_leak(answer, report, response, choices):
     assert not leaks(answer, report, response, choices)
 
