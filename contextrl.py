@@ -38,10 +38,10 @@ from context_pairs.loss import auxiliary_loss
 from data import DataError, Query, next_items, retry_message
 from eval import evaluate_queries, summarise, table
 from policy import Auxiliary, all_sum
-from reward import JudgeError, Verdict, VerifierLike, VerifierUnreliable, is_independent
+from reward import Verdict, VerifierLike, is_independent
 from sampler import Engine, Rollout, Sample, on_leader, resample, sample
 from tools.files import write_whole
-from tools.programs import Stopped
+from tools.programs import Stopped, one_line_errors
 from training.config import Config, read_config
 from training.continuous import two_stages
 from training.parts import RULE, Parts, assemble, counted_families, data_note, takes_turns
@@ -118,6 +118,12 @@ def sample_rollouts(p: Parts) -> tuple[list[Rollout], dict]:
     rollouts: list[Rollout] = []
     times: Counter = Counter()
     cursor = run.cursor
+
+    def draw(mine: list[tuple[Query, str]]) -> None:
+        drawn = [Rollout(query, p.processor.prompt(query), name) for query, name in mine]
+        collect(drawn, run.step + 1, p)
+        rollouts.extend(drawn)
+
     for _ in range(config.refill_rounds if config.method == "dapo" else 1):
         batch = next_items(p.queries, cursor, config.queries_per_step, config.seed)
         cursor += len(batch)
@@ -126,20 +132,18 @@ def sample_rollouts(p: Parts) -> tuple[list[Rollout], dict]:
             times[query.id] += 1
             names.append(query.id if times[query.id] == 1 else f"{query.id}, time {times[query.id]}")
         mine = list(zip(batch, names, strict=True))[engine.replica::engine.replicas]
-        rollouts_P = [Rollout(query, p.processor.prompt(query), name) for query, name in mine]
-        interruptible(collect, rollouts_P, run.step + 1, p, shared_engine=config.tensor_parallel > 1)
-        rollouts += rollouts_P
+        interruptible(draw, mine, shared_engine=config.tensor_parallel > 1)
         useful = sum(r.group.kind is grpo.GroupKind.ONLINE for r in rollouts)
         too_few = float(useful < config.queries_per_step // engine.replicas)
         if all_sum(torch.tensor(too_few)) == 0:                         # no rank needs more
             break
-    run.cursor = cursor
     rollouts = rollouts if engine.leader else []            # tensor parallel ranks all hold the same
     metrics = statistics(rollouts)
     if metrics["response_length"] == 0:
         raise Stopped(f"all prompts of step {run.step + 1} are too long for the engine")
     if metrics["truncated_share"] == 1:
         run.print(f"step {run.step + 1}: every response ran into --max_new_tokens {config.max_new_tokens}")
+    run.cursor = cursor
     return rollouts, metrics
 
 
@@ -323,27 +327,8 @@ def main() -> None:
     logging.disable_progress_bar()              # loading bars of a model that loads in a second
     logging.set_verbosity_error()               # what matters is raised
     try:
-        train(read_config(sys.argv[1:]))
-    except (DataError, JudgeError) as error:
-        rank = int(os.environ.get("RANK", 0))
-        if rank:             # most errors are those of all ranks: rank 0 says it and torchrun ends the others
-            time.sleep(5)
-        print(f"error{f' on rank {rank}' if rank else ''}: {error}", file=sys.stderr)
-        sys.exit(2)
-    except (VerifierUnreliable, FloatingPointError, Stopped) as error:                # raised on all ranks
-        code = getattr(error, "code", 3)
-        if int(os.environ.get("RANK", 0)) == 0:
-            print(f"stopped: {error}; --resume goes on from the last checkpoint", file=sys.stderr)
-        if code > 128:           # a signal: nobody waits for threads in which calls of a judge are under way
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-        sys.exit(code)
-    except OSError as error:                            # of this rank alone: no room for its share of weights
-        print(f"stopped: {error}; --resume goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(3)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        with one_line_errors("; --resume goes on from the last checkpoint"):
+            train(read_config(sys.argv[1:]))
     finally:
         gc.collect()             # gloo aborts a process whose group goes while a sharded model still holds it
         if dist.is_initialized() and "vllm" not in sys.modules:  # vLLM clears up at exit, the groups included

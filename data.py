@@ -209,10 +209,9 @@ def save_queries(queries: list[Query], path: str | Path) -> None:
     (path.parent / "images").mkdir(parents=True, exist_ok=True)
     with open(path, "w", encoding="utf-8") as file:
         for query in queries:
-            row = asdict(query)
-            row["images"] = [save_image(image, path.parent / "images", f"{query.id}-{i}", replace=True)
-                             for i, image in enumerate(query.images)]
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            images = [save_image(image, path.parent / "images", f"{query.id}-{i}", replace=True)
+                      for i, image in enumerate(query.images)]
+            file.write(json.dumps(asdict(query) | {"images": images}, ensure_ascii=False) + "\n")
 
 
 def save_image(image: str | bytes, folder: Path, name: str, replace: bool = False) -> str:
@@ -222,12 +221,15 @@ def save_image(image: str | bytes, folder: Path, name: str, replace: bool = Fals
         safe += "-" + hashlib.sha256(name.encode()).hexdigest()[:16]
     target = folder / f"{safe}.png"
     if replace or not target.exists():
-        beside = folder / f".{target.name}.{os.getpid()}"               # a reader sees all of it or nothing
-        if isinstance(image, bytes):
-            beside.write_bytes(image)
-        else:
-            read_picture(image).save(beside, "PNG")
-        os.replace(beside, target)
+        beside = folder / f".{target.name}.{os.urandom(4).hex()}"       # a reader sees all of it or nothing
+        try:
+            if isinstance(image, bytes):
+                beside.write_bytes(image)
+            else:
+                read_picture(image).save(beside, "PNG")
+            os.replace(beside, target)
+        finally:
+            beside.unlink(missing_ok=True)
     return f"{folder.name}/{target.name}"
 
 

@@ -255,12 +255,12 @@ def parse_verdict(raw: str, response: str = "") -> Verdict:
 
 
 # What is spelt in several ways is spelt in one, so that texts can be compared word by word.
-SPELLINGS = [(re.compile(pattern), spelling) for pattern, spelling in [
-    (r"\\[dtc]?frac *(?:\{ *(-?[\d.]+) *\}|(\d)) *(?:\{ *([\d.]+) *\}|(\d))", r"\1\2/\3\4"), ("⁄", "/"),
+SPELLINGS: list[tuple] = [(re.compile(pattern), spelling) for pattern, spelling in [(" ?[/⁄] ?", "/"),
+    (r"\\[dtc]?frac *(?:\{ *(-?[\d.]+) *\}|(\d)) *(?:\{ *([\d.]+) *\}|(\d))", r"\1\2/\3\4"),
     (r"\\(?:text|math|left|right|[dtc]?frac|cdot|times|circ)[a-z]*", " "), ("π", " pi "), ("−", "-"),
     (r"(?:\\?\bsqrt|√|根号|\bsquare root of) ?[({]? ?(\d+(?:\.\d+)?)", r" √\1 "), ("两", "二"),
     (r"(?<=\d)(?:,|\{,\}|\\,)(?=\d{3}(?!\d))", ""), (r"(?<!\w)\.(?=\d)", "0."), (r"(?<=[a-zA-Z])[_^]\{?", ""),
-    (r"(?i)\b(?:negative|minus) (?=\d)|负(?=\d)", "-"), (r"(?i)\bone[ -]half\b", "1/2"),
+    (r"(?i)\b(?:negative|minus) (?=\d)|负(?=\d)", "-"), (r"(?i)\b(?:one[ -]|a )?half\b", "1/2"),
     (r"(?<!\w)[(\[]([A-Z])[)\]]", r" option \1 "), (r"(?i)\bchoice\b|选项|選択肢", " option "),
     (r"(?<![\d.])(\d\d?(?:\.\d+)?) ?\\?(?:%|percent\b)", lambda m: f"{m[1]}; {Fraction(m[1]) / 100} ")]]
 NUMERALS = dict(zip([*"one two three four five six seven eight nine ten eleven twelve thirteen fourteen "

@@ -11,6 +11,7 @@ from queue import SimpleQueue
 
 import torch
 
+from data import DataError
 from judges.server import CUT_OFF, openai_messages
 from reward import VERDICT_SCHEMA, JudgeError, VerifierUnreliable
 
@@ -48,7 +49,10 @@ class LocalChat:
             [sys.executable, "-P", "-m", "judges.local", self.model, json.dumps(self.settings)],
             env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8",
             start_new_session=True)                      # Ctrl-C is for the run, which ends it
-        self._answer()
+        try:
+            self._answer()
+        except VerifierUnreliable as error:
+            raise DataError(f"cannot start the judge {self.model}: {error}") from None
         policy_engine.wake()
 
     def batch(self, conversations: list[list[dict]]) -> list[str | JudgeError]:

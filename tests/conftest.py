@@ -33,6 +33,12 @@ MODEL = str(ROOT / "toy" / "checkpoint")
 ALONE = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1"}
 
 
+@pytest.fixture(autouse=True)
+def stay_here(monkeypatch):
+    """Programs that run in this process leave it as sys.exit() does."""
+    monkeypatch.setattr("tools.programs.leave", sys.exit)
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory) -> str:
     """Folder of an untrained tiny Qwen3-VL with tokenizer, image processor and chat template."""

@@ -353,6 +353,7 @@ def test_figures_are_drawn(two_runs, tmp_path):
 def test_a_run_that_fails_is_one_line(tmp_path):
     (tmp_path / "contextrl-seed1").mkdir()
     (tmp_path / "contextrl-seed1" / "config.json").write_text("no JSON")
+    (tmp_path / "contextrl-seed1" / "content.json").write_text("{}")
     done = command("experiments.run", "information_gain", "--seeds", 1, "--folder", tmp_path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: ContextRL, seed 1: exit 2: error: ")

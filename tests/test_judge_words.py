@@ -144,7 +144,8 @@ NUMBERS = [      # answer, report; the response says 7
     ("0.75", "It is 75 %."), ("75%", "three quarters, 0.75"), (r"75\%", "it is 75"), ("3/4", r"75\% of them"),
     ("75", "about 75%"), ("0.125", "12.5 percent"), ("15", "there are fifteen"), ("forty", "40 dots"),
     (r"2\pi", "the value 2π"), ("x^2+1", "It is x² + 1"), ("7:30", "It shows 7:30"), ("5厘米", "长度为5"),
-    ("5", "应该是５个"), ("12", "there are twelve"), ("1/2", "one half"), ("2", "答案是二。"),
+    ("5", "应该是５个"), ("12", "there are twelve"), ("1/2", "one half"),
+    ("1/2", "1 / 2"), ("½", "it is half of it"), ("2", "答案是二。"),
     ("3", "图中有三个圆"), ("2", "有两个"), ("12平方米", "面积应为12平方米"), ("√3", "根号3")]
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ALONE, MODEL, ROOT
-from helpers import arguments, assert_same_run, last_checkpoint, metrics, train
+from helpers import arguments, assert_same_run, json_rows, last_checkpoint, metrics, train
 from safetensors.torch import load_file, save_file
 
 import contextrl
@@ -96,21 +96,37 @@ def test_kill_dash_nine(world, tmp_path):
     assert_same_run(train(world / "train.jsonl", tmp_path / "whole", **settings), killed)
 
 
-def test_resume_with_a_model_from_the_hub(world, tmp_path):
-    """`--model org/name` is no folder.  A cache with one such model stands for the hub."""
-    cache = tmp_path / "cache" / "models--org--tiny"
-    shutil.copytree(MODEL, cache / "snapshots" / "abc")
+def test_a_model_from_the_hub_whose_weights_arrive_late(world, tmp_path):
+    """`--model org/name` is no folder.  A cache with one such model stands for the hub; as in a download, the
+    weights come when the policy is loaded."""
+    cache, late = tmp_path / "cache" / "models--org--tiny", tmp_path / "late.safetensors"
+    snapshot = cache / "snapshots" / "abc"
+    shutil.copytree(MODEL, snapshot)
+    (snapshot / "model.safetensors").rename(late)
     (cache / "refs").mkdir()
     (cache / "refs" / "main").write_text("abc")
-    run = train(world / "train.jsonl", tmp_path / "run", steps=2, stop_after=1)
-    config = json.loads((run / "config.json").read_text())
-    (run / "config.json").write_text(json.dumps(config | {"model": "org/tiny"}))
-    again = arguments(world / "train.jsonl", run, "--resume", steps=2, model="org/tiny")
-    done = subprocess.run([sys.executable, "contextrl.py", *again], cwd=ROOT, timeout=120,
-                          env=ALONE | {"HF_HUB_CACHE": str(cache.parent), "HF_HUB_OFFLINE": "1"},
-                          capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-1000:]
-    assert [row["step"] for row in metrics(run)] == [0, 1, 2]
+    for stop_after in (1, 2):
+        words = arguments(world / "train.jsonl", tmp_path / "run", "--resume", steps=2, stop_after=stop_after,
+                          model="org/tiny")
+        done = subprocess.run([sys.executable, "-c", f"""
+import sys
+from pathlib import Path
+import contextrl, training.parts
+
+load_policy, late = training.parts.load_policy, Path({str(late)!r})
+
+def downloaded(*given):
+    if late.exists():
+        late.rename({str(snapshot / "model.safetensors")!r})
+    return load_policy(*given)
+
+training.parts.load_policy = downloaded
+sys.argv[1:] = {words}
+contextrl.main()
+"""], cwd=ROOT, timeout=120, env=ALONE | {"HF_HUB_CACHE": str(cache.parent), "HF_HUB_OFFLINE": "1"},
+                              capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-1000:]
+    assert steps_of(tmp_path / "run") == [0, 1, 2]
 
 
 def steps_of(run: Path) -> list[int]:
@@ -145,8 +161,8 @@ def test_a_folder_in_which_a_run_is_at_work_takes_no_other(tmp_path, more, secon
                 first.open()
                 with pytest.raises(DataError, match="another run is at work in"):
                     second.open()
-    with second.held():
-        second.open()
+    with RunFolder(config_of("--output_dir", tmp_path / "run", "--resume"), 0, 1).held():
+        pass                                                                          # the lock is free again
 
 
 @pytest.mark.parametrize("more", [[], ["--resume"]])
@@ -182,6 +198,17 @@ def test_one_command_starts_and_goes_on_and_is_harmless_at_the_end(world, tmp_pa
     assert out.count(f"no checkpoint in {run} yet") == 1 and out.count(f"the run in {run} is complete") == 1
 
 
+def test_a_recording_goes_on_where_it_stopped(world, tmp_path):
+    whole = train(world / "train.jsonl", tmp_path / "whole", "--rollout_only", steps=3)
+    run = tmp_path / "run"
+    for stop_after in (2, 3):
+        train(world / "train.jsonl", run, "--rollout_only", "--resume", steps=3, stop_after=stop_after)
+        first = (run / "rollouts.jsonl").read_bytes()
+        assert {row["step"] for row in json_rows(run / "rollouts.jsonl")} == {*range(1, stop_after + 1)}
+    assert first == (whole / "rollouts.jsonl").read_bytes() and metrics(run) == metrics(whole)
+    assert not list(run.rglob("*.safetensors"))                                   # nothing has been trained
+
+
 def test_a_finished_recording_is_not_made_again(world, tmp_path, capsys):
     run = train(world / "train.jsonl", tmp_path / "run", "--rollout_only", "--resume", steps=1)
     before = {file: file.stat().st_mtime_ns for file in run.rglob("*")}
@@ -198,6 +225,25 @@ def test_restarts_need_a_run_that_goes_on(world, tmp_path, monkeypatch):
         with pytest.raises(DataError, match="--max-restarts needs --output_dir and --resume"):
             train(world / "train.jsonl", out, steps=1)
     assert not list(tmp_path.iterdir())
+
+
+def test_files_of_others_are_not_in_the_way(world, tmp_path):
+    run = train(world / "train.jsonl", tmp_path / "run", steps=2, stop_after=1)
+    (run / "checkpoints" / ".DS_Store").touch()
+    (run / "images" / ".ipynb_checkpoints").mkdir()
+    (run / "images" / ".a.png.0123abcd").touch()                                     # ours, half-written
+    train(world / "train.jsonl", run, "--resume", steps=2)
+    assert (run / "checkpoints" / ".DS_Store").exists() and (run / "images" / ".ipynb_checkpoints").exists()
+    assert not (run / "images" / ".a.png.0123abcd").exists() and steps_of(run) == [0, 1, 2]
+
+
+def test_a_run_that_was_killed_before_its_first_row_is_a_run(world, tmp_path):
+    run = train(world / "train.jsonl", tmp_path / "run", steps=2, stop_after=1)
+    (run / "metrics.jsonl").unlink()
+    with pytest.raises(DataError, match="already holds a run"):
+        train(world / "train.jsonl", run, steps=2)
+    with pytest.raises(DataError, match="--resume: learning_rate was"):
+        train(world / "train.jsonl", run, "--resume", steps=2, learning_rate=1.0)
 
 
 # ------------------------------------------------------------------------ what a run is made of is remembered

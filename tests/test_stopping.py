@@ -6,6 +6,7 @@ checkpoint that stays behind, a rank or a process that waits for ever, a traceba
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -204,7 +205,6 @@ contextrl.main()
 
 
 def test_calls_under_way_are_not_waited_for():
-    """After an exception, and after Ctrl-C, which comes as one."""
     def judge(number):
         if number == 1:
             raise VerifierUnreliable("away")
@@ -213,6 +213,69 @@ def test_calls_under_way_are_not_waited_for():
     with pytest.raises(VerifierUnreliable):
         side_by_side(judge, [(number,) for number in range(100)], threads=4)
     assert time.monotonic() - began < 2.5
+
+
+def test_neither_at_the_end_of_the_process(world, tmp_path):
+    (tmp_path / "judge.py").write_text("""
+import threading, time
+
+first = threading.Lock()
+
+def judge(query, response):
+    if first.acquire(blocking=False):
+        time.sleep(1)
+        raise ValueError("a bug")
+    time.sleep(600)
+""")
+    process = start("contextrl.py", *arguments(world / "train.jsonl", tmp_path / "run",
+                                               verifier=tmp_path / "judge.py"))
+    line, = told(process)
+    assert process.returncode == 3 and "judge.py:9: ValueError: a bug" in line
+
+
+def test_a_signal_that_is_ignored_stays_ignored(world, tmp_path):
+    """Scripts start what they leave in the background with Ctrl-C ignored, nohup with SIGHUP ignored."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            for number in before:
+                at_call(patch, HFEngine, "generate", 1, lambda number=number: os.kill(os.getpid(), number))
+            train(world / "train.jsonl", tmp_path / "run", steps=1)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert [row["step"] for row in metrics(tmp_path / "run")] == [0, 1]
+
+
+def test_a_picture_that_goes_away_costs_no_step(world, tmp_path):
+    """All ranks stop, what has been trained is kept, and the run goes on when the picture is back."""
+    shutil.copy(world / "train.jsonl", tmp_path / "train.jsonl")
+    shutil.copytree(world / "images", tmp_path / "images")
+    (tmp_path / "judge.py").write_text("""
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+def judge(query, response):
+    rows = HERE / "run" / "metrics.jsonl"
+    if rows.exists() and rows.read_bytes().count(b"\\n") == 3:                          # in the third step
+        try:
+            open(HERE / "once", "x").close()
+            (HERE / "images").rename(HERE / "away")
+        except FileExistsError:
+            pass
+    return float(len(response) % 2)
+""")
+    settings = {"steps": 8, "save_every": 100, "verifier": tmp_path / "judge.py"}
+    words = arguments(tmp_path / "train.jsonl", tmp_path / "run", **settings)
+    process = start("contextrl.py", *words, ranks=2)
+    lines = told(process)
+    assert process.returncode == 1 and sum("cannot read image" in line for line in lines) == 1, lines
+    saved = last_checkpoint(tmp_path / "run").name
+    assert saved in ("step-000002", "step-000003")                  # what was in memory still served step 3
+    (tmp_path / "away").rename(tmp_path / "images")
+    train(tmp_path / "train.jsonl", tmp_path / "run", "--resume", **settings, stop_after=4)
+    assert [row["step"] for row in metrics(tmp_path / "run")] == [0, 1, 2, 3, 4]
 
 
 # ------------------------------------------------------------------------------------------------ a full disk
@@ -247,7 +310,7 @@ def test_a_full_disk_is_one_line(world, tmp_path, stopped, monkeypatch, file):
     assert [row["step"] for row in metrics(run)] == [0, 1]
 
 
-@pytest.mark.parametrize("bytes_a_file, named", [(1_000_000, "checkpoint {run}/checkpoints/step-000002"),
+@pytest.mark.parametrize("bytes_a_file, named", [(10**6, "checkpoint {run}/checkpoints/.step-000002.partial"),
                                                  (60, "{run}/images")])
 def test_what_does_not_fit_does_not_stay_and_the_last_whole_checkpoint_does(world, tmp_path, stopped, named,
                                                                             bytes_a_file):
@@ -279,7 +342,7 @@ def test_what_cannot_be_written_is_named_and_leaves_nothing_behind(tmp_path):
     (tmp_path / "folder").mkdir()
     for write in (lambda: write_whole(tmp_path / "folder", "text"),
                   lambda: append_rows(tmp_path / "folder", [{}])):
-        with pytest.raises(OSError, match=r"^cannot write .*/folder: Is a directory$"):
+        with pytest.raises(CannotWrite, match=r"^cannot write .*/folder: Is a directory$"):
             write()
     assert [file.name for file in tmp_path.iterdir()] == ["folder"]
 
@@ -287,7 +350,7 @@ def test_what_cannot_be_written_is_named_and_leaves_nothing_behind(tmp_path):
 @pytest.mark.parametrize("raised, becomes, told", [
     (DataError("a row"), DataError, "a row"), (VerifierUnreliable("away"), VerifierUnreliable, "away"),
     (Stopped("too long"), Stopped, "too long"), (FloatingPointError("NaN"), FloatingPointError, "NaN"),
-    (OSError("full"), CannotWrite, "full"), (KeyboardInterrupt(), Stopped, "SIGINT"),
+    (CannotWrite("full"), CannotWrite, "full"), (KeyboardInterrupt(), Stopped, "SIGINT"),
     (ZeroDivisionError("ours"), ZeroDivisionError, "ours")])
 def test_what_stops_one_rank_is_raised_on_all(raised, becomes, told):
     def work():

@@ -17,15 +17,16 @@ from typing import IO
 from safetensors import SafetensorError
 
 from data import DataError
+from tools.programs import CannotWrite
 
 
 @contextmanager
 def writing(what: object) -> Iterator[None]:
-    """A full disk, or one that cannot be written, is an OSError of one line that names what was written."""
+    """A full disk, or one that cannot be written, is CannotWrite: one line that names what was written."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise OSError(f"cannot write {what}: {getattr(error, 'strerror', None) or error}") from None
+        raise CannotWrite(f"cannot write {what}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def write_whole(file: Path, content: str | bytes) -> None:
@@ -35,7 +36,7 @@ def write_whole(file: Path, content: str | bytes) -> None:
         with writing(file):
             beside.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "replace"))
             os.replace(beside, file)
-    except OSError:
+    except CannotWrite:
         beside.unlink(missing_ok=True)
         raise
 

@@ -4,9 +4,13 @@
     3    stopped while running: an unreliable verifier, a server that went away, a full disk, nothing that can
          be learnt; finished work is kept
     130  Ctrl-C; 143: SIGTERM
+
+Under torchrun what stops a run is raised on all ranks (training/stopping.py), and rank 0 says it.
 """
 
+import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -26,6 +30,13 @@ class CannotWrite(Stopped):
     """A disk that is full, read-only or gone."""
 
 
+def leave(code: int) -> None:
+    """Ends the process at once: not when the calls of a judge end that are under way in its threads."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def first_line(error: Exception, lines: int = 1) -> str:
     """The first line of an error message, or the first few as one; messages of libraries may have many, and
     blank ones."""
@@ -36,13 +47,17 @@ def first_line(error: Exception, lines: int = 1) -> str:
 @contextmanager
 def one_line_errors(goes_on: str = "") -> Iterator[None]:
     """Wraps the body of a main().  `goes_on` is appended to the line "stopped: ..."."""
+    rank = int(os.environ.get("RANK", 0))
     try:
         yield
     except (DataError, JudgeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        if rank:             # most errors are those of all ranks: rank 0 says it and torchrun ends the others
+            time.sleep(5)
+        print(f"error{f' on rank {rank}' if rank else ''}: {error}", file=sys.stderr)
         sys.exit(2)
     except (VerifierUnreliable, Stopped, FloatingPointError) as error:
-        print(f"stopped: {error}{goes_on}", file=sys.stderr)
-        sys.exit(3)
+        if rank == 0:
+            print(f"stopped: {error}{goes_on}", file=sys.stderr)
+        leave(getattr(error, "code", 3))
     except KeyboardInterrupt:
-        sys.exit(130)
+        leave(130)

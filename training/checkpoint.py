@@ -13,7 +13,9 @@ from torch.distributed.tensor import DTensor
 
 from data import DataError, Processor
 from policy import Policy
+from tools.files import writing
 from tools.programs import first_line
+from training.stopping import on_all_ranks
 
 
 @contextmanager
@@ -48,24 +50,36 @@ def save_checkpoint(policy: Policy, folder: Path) -> None:
     """Into one folder that all ranks see: an ordinary Hugging Face checkpoint (whole weights, compute dtype)
     and, in trainer/, one file per rank with its shards of master weights and optimiser state.  Safetensors
     only; in a folder of their own, because vLLM takes every such file beside the model for a part of it."""
-    state = {f"weight.{name}": local_shard(p).detach() for name, p in policy.model.named_parameters()}
-    state |= {f"{key}.{name}": local_shard(value) for name, p in policy.parameters.items()
-              for key, value in policy.optimizer.state.get(p, {}).items()}
-    (folder / "trainer").mkdir(exist_ok=True)
-    save_file({name: tensor.cpu().clone() for name, tensor in state.items()},
-              folder / "trainer" / f"{policy.rank:05d}-of-{policy.world:05d}.safetensors")
     tied = set(policy.model.state_dict()) - {name for name, _ in policy.model.named_parameters()}
     whole = {}
     for name, tensor in policy.weights():                                     # gathered by all, kept by one
         if policy.rank == 0 and name not in tied:
             whole[name] = tensor.detach().cpu()
-    if policy.rank == 0:
-        policy.model.save_pretrained(folder, state_dict=whole)
-        config = json.loads((folder / "config.json").read_text())
-        for part in (config, config.get("text_config", {}), config.get("vision_config", {})):
-            part["dtype"] = str(policy.compute_dtype)[6:]             # of the file, not of the master weights
-        (folder / "config.json").write_text(json.dumps(config, indent=2))
-        save_processor(policy.processor, folder)
+
+    def write() -> None:
+        with writing(f"checkpoint {folder}"):
+            save_shards(policy, folder / "trainer")
+            if policy.rank == 0:
+                save_model(policy, whole, folder)
+    on_all_ranks(write)
+
+
+def save_shards(policy: Policy, folder: Path) -> None:
+    state = {f"weight.{name}": local_shard(p).detach() for name, p in policy.model.named_parameters()}
+    state |= {f"{key}.{name}": local_shard(value) for name, p in policy.parameters.items()
+              for key, value in policy.optimizer.state.get(p, {}).items()}
+    folder.mkdir(exist_ok=True)
+    save_file({name: tensor.cpu().clone() for name, tensor in state.items()},
+              folder / f"{policy.rank:05d}-of-{policy.world:05d}.safetensors")
+
+
+def save_model(policy: Policy, whole: dict[str, torch.Tensor], folder: Path) -> None:
+    policy.model.save_pretrained(folder, state_dict=whole)
+    config = json.loads((folder / "config.json").read_text())
+    for part in (config, config.get("text_config", {}), config.get("vision_config", {})):
+        part["dtype"] = str(policy.compute_dtype)[6:]                 # of the file, not of the master weights
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    save_processor(policy.processor, folder)
 
 
 def save_processor(processor: Processor, folder: Path) -> None:

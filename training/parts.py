@@ -41,6 +41,7 @@ from training.checkpoint import load_checkpoint, loading, model_fingerprint
 from training.config import Config
 from training.rollouts import read_rollouts
 from training.run_folder import RunFolder
+from training.stopping import on_all_ranks
 
 BUILT_IN = ("", "toy")
 RULE = RuleVerifier()
@@ -269,7 +270,7 @@ def assemble(config: Config, run: RunFolder, device: str) -> Parts:
     engine = None
     if samples:
         engine = policy_engine(config, processor, policy)
-        start_judge(verifier, engine)
+        on_all_ranks(start_judge, verifier, engine)
     run.open()
     return Parts(config, run, queries, heldout, pairs, recorded, template, processor, policy, engine,
                  verifier, exact_verifier)
@@ -284,13 +285,17 @@ def contents(config: Config, queries: list[Query], heldout: list[Query], pairs: 
         return digest_of(*(repr((item, [os.path.getsize(picture) for picture in pictures_of(item)]))
                            for item in items))
 
-    start = cached_file(model_path(config.model), "config.json")                  # of a folder or a hub id
+    model = model_path(config.model)
+    if os.path.isdir(model):
+        model = weights_digest(model)
+    else:                              # a hub id: the snapshot's commit, as its weights may not be there yet
+        model = Path(cached_file(model, "config.json")).parent.name
     files = {"verifier": config.verifier if config.verifier.endswith(".py") else "",
              "rollouts_from": config.rollouts_from}
     judge = of_model(verifier)
     judged = {"judge_prompt": digest_of(judge.template)} if isinstance(judge, Verifier) else {}
     return {"data": rows(queries), "eval_data": rows(heldout), "context_pairs": rows(pairs), **judged,
-            "model": weights_digest(str(Path(start).parent)), "retry_prompt": digest_of(template),
+            "model": model, "retry_prompt": digest_of(template),
             **{name: digest_of(Path(file).read_bytes()) for name, file in files.items() if file}}
 
 
@@ -340,7 +345,7 @@ def load_policy(config: Config, run: RunFolder, processor: Processor, device: st
             attention=None if config.attention == "auto" else config.attention,
             gradient_checkpointing=config.gradient_checkpointing, freeze_vision=config.freeze_vision,
             offload_reference=config.offload_reference)
-    if run.checkpoint:
+    if run.checkpoint and not config.rollout_only:
         with loading(f"checkpoint {run.checkpoint}"):
             load_checkpoint(policy, run.checkpoint)
     return policy

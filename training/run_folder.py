@@ -78,18 +78,17 @@ class RunFolder:
                 self.lock.close()
 
     def _look(self) -> dict:
-        """What the folder holds of this run: attributes of this object."""
+        """What the folder holds of this run, as attributes of this object."""
         above = next(p for p in [self.folder, *self.folder.absolute().parents] if p.exists())
         if not above.is_dir() or not os.access(above, os.W_OK):
             raise DataError(f"cannot write to {self.folder}")
         if (self.folder / "lock").exists():
             self.lock = lock_folder(self.folder, "run")
-        begun = self._begun()
         if not self.config.resume:
-            if begun:
+            if self._begun():
                 raise DataError(f"{self.folder} already holds a run: use --resume or another --output_dir")
             return {}
-        if begun:
+        if self._begun():
             self._check_same_run(asdict(self.config))
         summary = read_json(self.folder / "summary.json", default={})                # before the report
         if summary.get("steps") == self.config.steps and (self.folder / "report.html").exists():
@@ -104,7 +103,7 @@ class RunFolder:
                 **{name: state[name] for name in ("step", "cursor", "tokens_sampled", "seconds")}}
 
     def _begun(self) -> bool:
-        return (self.folder / "metrics.jsonl").exists()
+        return any((self.folder / name).exists() for name in ("content.json", "metrics.jsonl"))
 
     def remember(self, content: Callable[[], dict[str, str]]) -> None:
         """Name -> digest of what the run is made of; it goes on with the same only."""
@@ -132,9 +131,9 @@ class RunFolder:
             self.lock = lock_folder(self.folder, "run")
             if self._begun() and not self.checkpoint:              # another run has come and gone meanwhile
                 raise DataError(f"{self.folder} holds a run by now: use another --output_dir")
-        for half in (self.folder / "checkpoints").glob(".*"):                          # of a killed process
+        for half in (self.folder / "checkpoints").glob(".step-*.partial"):             # of a killed process
             shutil.rmtree(half)
-        for half in (self.folder / "images").glob(".*"):
+        for half in (self.folder / "images").glob(".*.png.*"):
             half.unlink()
         for file in ("metrics.jsonl", "rollouts.jsonl"):
             self._cut_back(self.folder / file)
@@ -154,12 +153,13 @@ class RunFolder:
         """Drops what a killed session wrote after its last checkpoint, a half-written last line included."""
         if not file.exists():
             return
-        kept = []
-        for line in file.read_bytes().split(b"\n")[:-1]:        # bytes: the torn end may be half a character
-            if not self.checkpoint or json.loads(line)["step"] > self.step:
-                break
-            kept.append(line.decode() + "\n")
-        write_whole(file, "".join(kept))
+        kept = 0
+        with open(file, "rb") as rows:                          # bytes: the torn end may be half a character
+            for line in rows:
+                if not line.endswith(b"\n") or not self.checkpoint or json.loads(line)["step"] > self.step:
+                    break
+                kept += len(line)
+        os.truncate(file, kept)
 
     def print(self, *text) -> None:
         if self.rank == 0:
@@ -185,22 +185,26 @@ class RunFolder:
             return
         beside = target.with_name(f".{target.name}.partial")
         try:
-            with writing(f"checkpoint {target}"):
-                self.on_rank0(beside.mkdir)
+            self.on_rank0(self._make_room, beside)
+            if not self.config.rollout_only:                    # there the start policy stays what it is
                 save_checkpoint(policy, beside)
-                self.barrier()
-                self.on_rank0(self._make_whole, beside, target)
-        except (OSError, CannotWrite):
+            self.on_rank0(self._make_whole, beside, target)
+        except CannotWrite:                                                            # raised on all ranks
             shutil.rmtree(beside, ignore_errors=True)           # what cannot be finished is not in the way
             raise
+
+    def _make_room(self, beside: Path) -> None:
+        with writing(f"checkpoint {beside}"):
+            beside.mkdir()
 
     def _make_whole(self, beside: Path, target: Path) -> None:
         write_whole(beside / "state.json", json.dumps({
             "step": self.step, "cursor": self.cursor, "tokens_sampled": self.tokens_sampled,
             "seconds": self.elapsed(), "row": self.row}))
-        os.rename(beside, target)
+        with writing(f"checkpoint {target}"):
+            os.rename(beside, target)
         for old in sorted(target.parent.glob("step-*"))[:-2]:
-            shutil.rmtree(old)
+            shutil.rmtree(old, ignore_errors=True)              # a server on a network disk may be reading it
 
     @property
     def last_step(self) -> int:
@@ -219,8 +223,7 @@ class RunFolder:
         return self.step == 0 or due and not self.config.rollout_only
 
     def checkpoint_is_due(self) -> bool:
-        due = self.step == self.last_step or self.step % self.config.save_every == 0
-        return due and not self.config.rollout_only
+        return self.step == self.last_step or self.step % self.config.save_every == 0
 
     @contextmanager
     def at_work(self, policy: Policy) -> Iterator[None]:
@@ -228,7 +231,7 @@ class RunFolder:
         with watch_signals():
             try:
                 yield
-            except (VerifierUnreliable, Stopped) as error:
+            except (DataError, VerifierUnreliable, Stopped) as error:
                 if self.step and not isinstance(error, CannotWrite):
                     self.save(policy)
                 raise

@@ -1,7 +1,8 @@
 """How a run stops on its way: a signal, a verifier that gives up, a full disk.  All ranks stop together.
 
-SIGTERM (a queue takes the machine back) and SIGINT (Ctrl-C) end sampling, judging and evaluation where they
-are; an update, and whatever is being written, is finished first.  A second signal ends the process at once.
+SIGTERM (a queue takes the machine back), SIGINT (Ctrl-C) and SIGHUP (the terminal is gone) end sampling,
+judging and evaluation where they are; an update, and whatever is being written, is finished first.  A second
+signal ends the process at once.
 """
 
 import os
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from data import DataError
 from policy import all_gather
 from reward import VerifierUnreliable
-from tools.programs import CannotWrite, Stopped
+from tools.programs import Stopped
 
 TOGETHER = 2.0           # seconds within which two signals are one: launchers hand on what all have been sent
 
@@ -42,13 +43,16 @@ signals = Signals()                                                       # hand
 @contextmanager
 def watch_signals() -> Iterator[None]:
     """From here on a signal is heard in interruptible() only, and a second one at once."""
-    signals.__init__()
-    before = {number: signal.signal(number, signals.arrive) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    heard = [number for number, handler in before.items() if handler is not signal.SIG_IGN]      # nohup's
+    for number in heard:
+        signal.signal(number, signals.arrive)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number in heard:
+            signal.signal(number, before[number])
+        signals.number = 0
 
 
 def on_all_ranks(work: Callable, *arguments) -> list:
@@ -57,10 +61,8 @@ def on_all_ranks(work: Callable, *arguments) -> list:
     result, failure = None, None
     try:
         result = work(*arguments)
-    except (DataError, VerifierUnreliable, FloatingPointError, Stopped) as error:
+    except (DataError, VerifierUnreliable, FloatingPointError, Stopped, OSError) as error:
         failure = error
-    except OSError as error:
-        failure = CannotWrite(str(error))
     except KeyboardInterrupt:
         number = signal.Signals(signals.number or signal.SIGINT)
         failure = Stopped(number.name, 128 + number)
