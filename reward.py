@@ -339,8 +339,7 @@ def report_leaks(report: str, query: Query, response: str) -> bool:
 # ----------------------------------------------------------------------------------------------- the verifier
 
 def side_by_side(function, arguments, threads: int) -> list:
-    """[function(*a) for a in arguments], on threads.  After the first exception nothing more is begun, and
-    what is under way is not waited for."""
+    """[function(*a) for a in arguments], on threads.  After an exception nothing is begun or waited for."""
     pool = ThreadPoolExecutor(threads)
     try:
         futures = [pool.submit(function, *a) for a in arguments]
@@ -443,10 +442,11 @@ class Verifier:
         with self.lock:
             self.recent.append(verdict.error)
             bad = Counter(filter(None, self.recent))
-        if failed and bad.total() > self.max_failed_share * self.window:
-            why = ", ".join(f"{n} x {name}" for name, n in bad.most_common())
-            self.given_up = (f"{bad.total()} of the last {len(self.recent)} verdicts failed ({why}; last: "
-                             f"{self.last_error}); {self.stops_after()}")
+            if not self.given_up and failed and bad.total() > self.max_failed_share * self.window:
+                why = ", ".join(f"{n} x {name}" for name, n in bad.most_common())
+                self.given_up = (f"{bad.total()} of the last {len(self.recent)} verdicts failed ({why}; "
+                                 f"last: {self.last_error}); {self.stops_after()}")
+        if self.given_up:
             if hasattr(self.chat, "stop"):
                 self.chat.stop()
             raise VerifierUnreliable(self.given_up)

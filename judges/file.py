@@ -71,6 +71,9 @@ def judge_file(args: argparse.Namespace) -> None:
     """Every row is written as soon as it is judged; rows that are in --out already are not asked for
     again."""
     items = load_responses(args.responses)
+    out = args.out or args.responses.with_suffix(".verdicts.jsonl")
+    if not out.parent.is_dir():
+        raise DataError(f"--out: no folder {out.parent}")
     chat = OpenAIChat(args.url, args.model, args.timeout, structured=not args.no_schema)
     chat.check()
     model_verifier = Verifier(chat, args.context, args.concurrency, prompt_file=args.judge_prompt)
@@ -80,7 +83,6 @@ def judge_file(args: argparse.Namespace) -> None:
                for name, item in items.items()}
     digests = {name: hashlib.sha256(f"{chat.model}\n{prompt}".encode()).hexdigest()[:16]
                for name, prompt in prompts.items()}
-    out = args.out or args.responses.with_suffix(".verdicts.jsonl")
     rows = verdicts_so_far(out, digests)
     todo = [(name, *items[name]) for name in items.keys() - {row["name"] for row in rows}]
 
