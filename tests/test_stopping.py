@@ -56,6 +56,15 @@ def rows_of(run: Path) -> int:
 
 # ---------------------------------------------------------------------------------------------------- signals
 
+@pytest.fixture(autouse=True)
+def handlers():
+    """A run that was stopped by a signal leaves its own in place: its process is about to end."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_keeps_the_last_whole_step(world, tmp_path, number, code):
     run = tmp_path / "run"

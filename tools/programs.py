@@ -10,6 +10,7 @@ Under torchrun what stops a run is raised on all ranks (training/stopping.py), a
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,10 +32,16 @@ class CannotWrite(Stopped):
 
 
 def leave(code: int) -> None:
-    """Ends the process at once: not when the calls of a judge end that are under way in its threads."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    """sys.exit(), except that calls of a judge which are under way in threads are not waited for."""
+    deadline = time.monotonic() + 1.0
+    others = [t for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()]
+    for thread in others:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    if any(thread.is_alive() for thread in others):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def first_line(error: Exception, lines: int = 1) -> str:

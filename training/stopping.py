@@ -45,14 +45,14 @@ def watch_signals() -> Iterator[None]:
     """From here on a signal is heard in interruptible() only, and a second one at once."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     heard = [number for number, handler in before.items() if handler is not signal.SIG_IGN]      # nohup's
+    signals.number = 0
     for number in heard:
         signal.signal(number, signals.arrive)
     try:
         yield
     finally:
-        for number in heard:
+        for number in heard if not signals.number else ():    # a launcher's second one may be on its way
             signal.signal(number, before[number])
-        signals.number = 0
 
 
 def on_all_ranks(work: Callable, *arguments) -> list:
