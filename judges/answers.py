@@ -18,7 +18,7 @@ import re
 import string
 import sys
 
-from judges.equality import OUTER_PUNCTUATION, SIGNS, WRAPPED, normalise, number, same_answer
+from judges.equality import DELIMITER, SIGNS, WRAPPED, normalise, number, same_answer, wrapped
 
 # --------------------------------------------------------------------------------------------- the final span
 
@@ -37,9 +37,13 @@ BOX = re.compile(r"\\f?box(?:ed)?\s*\{|\\[{}]|[{}]")
 
 
 def clean(span: str) -> str:
-    """Without what only dresses an answer: $, \\(, \\text{}, bold, quotes, a full stop at the end."""
-    span = re.sub(r"\\[()\[\]]", "", WRAPPED.sub(r"\1", span)).strip(" \t\r\n*_`$\"“”")
-    return span.rstrip(".。,，;； \t\r\n*_`$\"“”")
+    """Without what only dresses an answer: $, \\(, \\text{}, bold, quotes, a full stop at the end; but $5 are
+    dollars, and 5" are inches."""
+    span = re.sub(r"\\[()\[\]]", "", WRAPPED.sub(wrapped, span))
+    ends = " \t\r\n*_`" + "$" * bool(DELIMITER.search(span))
+    inner = span.lstrip(ends + "\"“”")
+    inches = re.search("\\w[\"“”]", inner) and len(re.findall("[\"“”]", span)) == 1
+    return inner.rstrip(ends + ".。,，;；" + "\"“”" * (not inches))
 
 
 def boxed(text: str) -> str | None:
@@ -115,18 +119,33 @@ def final_span(text: str) -> str:
 
 # ----------------------------------------------------------------------------------------- letters, yes or no
 
-# A capital that stands alone and is not denied.  "A" before a lower-case word is an article, but for these.
-LONE_LETTER = re.compile(r"(?<![\w\-\\∠])(?<!\b[Nn]ot )(?<!\b[Nn]or )(?<!\b[Nn]either )"
+# A capital that stands alone.  "A" before a lower-case word is an article, but for these.  A' is a point.
+LONE_LETTER = re.compile(r"(?<![\w\-\\∠])"
                          r"(A(?! (?!(?:is|and|or|because|since|as|would|seems|has|but|with)\b)[a-z])|[B-Z])"
-                         r"(?![\w\-]|'\w|\.\w)", re.A)
+                         r"(?![\w\-]|'\w|\.\w|'(?<!'.'))", re.A)
 # X at the beginning: "X", "(x)", "**X**", "X. ...", "option x", "X because ...", but not "X, Y" and "e.g."
-LEADING_LETTER = re.compile(r"(?:option|choice)?[\s*_:$\"'(\[]*([A-Za-z])"
+LEADING_LETTER = re.compile(r"(?:option|choice)?[\s*_:$\"'(\[]*([A-Za-z])(?!'(?<!'.'))"
                             r"(?:[\s*_$\"'.,:;!?)\]]*$|[*_)\]]+|\.(?![A-Za-z])|:"
                             r"|,(?! ?[A-Za-z]\b)|\s+(?:because|since|as)\b|\s+\()", re.I)
+# "not X", "isn't the option X", "neither X nor Y", "anything but X"; "X is wrong", "X isn't the answer"
+DENIED_BEFORE = re.compile(
+    r"(?:\b(?:not|nor|neither|never|cannot|except|(?:any|every)thing but|all but|(?:other|rather) than"
+    r"|instead of)|n't)\b(?:[ *_(\"'$-]+(?!(?:but|and|so|because|since|as|that|only)\b)[^\W_]+){0,3}"
+    r"[ *_(\"'$\[]*$", re.I)
+DENIED_AFTER = re.compile(
+    r"[*_)\]\"'$.]{0,6}(?: option| choice)? (?:is|are|was|were)(?: wrong| incorrect"
+    r"|(?: not|n't)(?: the| a)?(?: correct| right| best| possible| answer| option| choice))\b", re.I)
+
+
+def denied(found: re.Match) -> bool:
+    start = found.start()
+    return bool(DENIED_BEFORE.search(found.string[max(start - 60, 0):start])
+                or DENIED_AFTER.match(found.string, found.end()))
 
 
 def lone_letters(text: str, allowed: str) -> list[str]:
-    return [capital for capital in dict.fromkeys(LONE_LETTER.findall(text)) if capital in allowed]
+    there = [found[1] for found in LONE_LETTER.finditer(text) if found[1] in allowed and not denied(found)]
+    return list(dict.fromkeys(there))
 
 
 def leading_letter(text: str, allowed: str) -> str | None:
@@ -135,10 +154,11 @@ def leading_letter(text: str, allowed: str) -> str | None:
 
 
 def option_by_text(text: str, options: dict[str, str]) -> str | None:
-    """The one option whose text is in the text; "dark red" is not also "red"."""
+    """The one option whose text is in the text and not denied; "dark red" is not also "red"."""
     text = normalise(text)
     there = {key: words for key, option in options.items() if (words := normalise(option))
-             and re.search(rf"(?<![\w.]){re.escape(words)}(?!\w|\.\d)", text)}
+             and any(not denied(found) for found in re.finditer(
+                 rf"(?<![\w.]){re.escape(words)}(?!\w|\.\d)", text))}
     whole = [key for key, words in there.items()
              if not any(words in other and words != other for other in there.values())]
     return whole[0] if len(whole) == 1 else None
@@ -173,7 +193,7 @@ def letter(text: str, options: dict[str, str] | str = "ABCD") -> str | None:
     if first and leading <= {first, None}:
         return first
     # Else only a short last sentence; "A" may be the first word of one that was cut off.
-    sentences = [part for part in SENTENCE_END.split(lines[-1]) if part.strip(OUTER_PUNCTUATION)]
+    sentences = [part for part in SENTENCE_END.split(lines[-1]) if re.search(r"\w", part)]
     *before, last = sentences or [""]
     if len(last.split()) > 12 or (before and last.strip() == "A" == lines[-1][-1]):
         return None

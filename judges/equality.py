@@ -27,7 +27,7 @@ SIGNS = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | str.maketrans(
     "】": "]", "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "×": "*", "·": "*", "⋅": "*", "÷": "/",
     "⁄": "/", "∕": "/", "’": "'", "‘": "'", "“": '"', "”": '"', "º": "°", "˚": "°", "℃": "°C", "℉": "°F",
     "µ": "μ", "½": " 1/2", "¼": " 1/4", "¾": " 3/4", "⅓": " 1/3", "⅔": " 2/3", "⩽": "≤", "⩾": "≥",
-    "≦": "≤", "≧": "≥"})
+    "≦": "≤", "≧": "≥", "′": "'", "″": '"', "¢": " cent"})
 SMALL = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺₀₁₂₃₄₅₆₇₈₉", "0123456789-+0123456789")
 
 
@@ -69,17 +69,16 @@ def fraction(found: re.Match) -> str:
 
 
 def wrapped(found: re.Match) -> str:
-    return (" " if found.string[:found.start()][-1:].isalpha() else "") + found[1]
-
-
-def bare_thousands(found: re.Match) -> str:
-    """Within brackets a comma separates."""
-    return found[0] if found[0][0] in "([{" else re.sub("[, ]", "", found[0])
+    """Upright letters behind a number are a unit, but for 5\\mathrm{i} and 5\\text{th}."""
+    before, text = found.string[:found.start()][-1:], found[1]
+    unit = (before.isdigit() or before == "}") and re.match(r"(?!(?:[eid]|th|st|nd|rd)$)[^\W\d_]", text)
+    return " " * bool(unit or before.isalpha()) + text
 
 
 SIMPLIFICATIONS: list[tuple[re.Pattern, Any]] = [(re.compile(pattern), new) for pattern, new in [
     (WRAPPED.pattern, wrapped), (r"\{,\}", ","), (r"(?<![\w.])\.(?=\d)", "0."), (r"\\([%{}])", r"\1"),
-    (r"\\[,;:! ]", " "), (r"\\[()\[\]$]|[$~]", ""),
+    (r"\\[,;:! ]|~", " "), (r"\\[()\[\]$]|\$", ""), (r"\bper cent\b", "percent"), ("''", '"'),
+    (r"\^ ?(?:\\prime|\{ ?\\prime ?\})(?![a-z])", "'"),
     (r"(?:\{\})?\^ ?(?:\{ ?\\circ ?\}|\\circ(?![a-z]))", "°"), (r"\\?sqrt ?(?=[({\d])", "√"),
     (r"\\([a-z]+)", lambda found: COMMANDS.get(found[1], found[0])),
     (r"(?<![a-z])(?:pi|infinity)(?![a-z])", lambda found: {"pi": "π", "infinity": "∞"}[found[0]]),
@@ -89,20 +88,29 @@ SIMPLIFICATIONS: list[tuple[re.Pattern, Any]] = [(re.compile(pattern), new) for 
     (r"√ ?[({]([\w.]+)[)}]", r"√\1"), (r"([\^_])\{(-?[\w.]+)\}", r"\1\2"), (r"(?<=\d) (?=[π√])", ""),
     (r" ?\\[dtc]?frac ?(?:\{([^{}]+)\} ?\{([^{}]+)\}|(\d) ?(\d))", fraction),
     (r"[(\[{][^()\[\]{}]*[)\]}]|(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])"
-     r"|(?<![\d.,/])(?<![\d.,/] )\d{1,3}(?: \d{3})+(?! ?[\d,/])", bare_thousands),
+     r"|(?<![\d.,/])(?<![\d.,/] )\d{1,3}(?: \d{3})+(?! ?[\d,/])",
+     lambda found: found[0] if found[0][0] in "([{" else re.sub("[, ]", "", found[0])),    # but (5,120)
     (rf"百分之({NUMERAL}|[\d.]+)", lambda found: arabic(found[1]) + "%"),
     (rf"({NUMERAL}|\d+)分之({NUMERAL}|\d+)", lambda found: f"{arabic(found[2])}/{arabic(found[1])}"),
     (r" ?([-+*/=<>≤≥≠≈±∈∪^_:;(){}\[\]|%°]) ?|([∠△]) ", r"\1\2"), (r" ?, ?", ", ")]]
+CASED = [(re.compile(pattern), new) for pattern, new in [          # where capitals count; dollars
+    (r"\\Omega(?![A-Za-z])|[Ω\u2126](?![^\W\d_])", "ohm"), (r"\\?\b[Aa]ngle (?=[A-Z]{1,3}\b)", "∠"),
+    (r"(\d(?:[^A-Za-z\d]|\\(?:text|mathrm)\b){0,6})(?:(M)(?=(?:Wh?|Pa|J|e?V|ohm|N|Hz|A|g)\b)|m(?=Hz\b))",
+     lambda found: found[1] + ("mega" if found[2] else "milli")), (r"(?<![A-Za-z])([KMGT])b\b", r"\1bit"),
+    (r"(?:\bUS)?\\\$ ?(-?\.?(?:\d[\d,.]*)?\d(?: (?:hundred|thousand|million|billion|trillion)\b)?)"
+     r"(?![\d,.]*(?:\w| ?(?:[\^\\*{(=+<>-]|/ ?[^A-Za-z])))(?: ?(?:dollars?|USD)\b)?", r"\1 dollars")]]
+DELIMITER = re.compile(r"\$(?! ?-?\.?\d)")              # if there is none, $5 are dollars
 ARTICLES = {"the": r"\w", "an": r"\w", "a": r"(?!and\b|or\b)\w\w"}         # else a letter or a variable
-OUTER_PUNCTUATION = ".,;:!?'\"`*_ \t"
 
 
 def simplify_once(text: str) -> str:
     for pattern, new in SIMPLIFICATIONS:
         text = pattern.sub(new, text)
     factorial = re.search(r"(?<![a-z])[\da-z)]!$", text)                                 # 4! is not 4
+    inner = text.strip(".,;:!?`*_ \t")
+    inner = inner.strip(inner[0]) if inner[:1] in ("'", '"') else inner            # A' is not A, 5" is not 5'
     kept: list[str] = []
-    for word in reversed((text.strip(OUTER_PUNCTUATION) + "!" * bool(factorial) or text).split()):
+    for word in reversed((inner + "!" * bool(factorial) or text).split()):
         if not (word in ARTICLES and kept and re.match(ARTICLES[word], kept[-1])):
             kept.append(word)
     text = " ".join(reversed(kept))
@@ -118,7 +126,10 @@ def normalise(text: str) -> str:
     >>> [normalise(text) for text in ("x \\\\geq 2", "(5,120)", "2\\\\frac12", "x₁")]
     ['x≥2', '(5, 120)', '2 1/2', 'x_1']
     """
-    text = re.sub(r"M(?=(?:W|Pa|J)\b)", "mega", text)                        # 5 MW is not 5 mW
+    if not DELIMITER.search(text):
+        text = re.sub(r"\\?\$", r"\\$", text)
+    for pattern, new in CASED:                                               # 5 MW is not 5 mW
+        text = pattern.sub(new, text)
     text = " ".join(text.casefold().translate(SIGNS).casefold().split())
     seen = set()
     while len(text) <= MAX_LENGTH and text not in seen:         # until nothing changes
@@ -130,34 +141,41 @@ def normalise(text: str) -> str:
 # ------------------------------------------------------------------------------------------------- quantities
 
 NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
-NUMBER_SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12,
-                 "万": 10**4, "亿": 10**8}
+NUMBER_SCALES = {word: Fraction(scale) for word, scale in (pair.split("=") for pair in (
+    "dozen=12 hundred=100 thousand=1e3 万=1e4 lakh=1e5 million=1e6 crore=1e7 亿=1e8 billion=1e9 "
+    "trillion=1e12 half=1/2 halve=1/2 third=1/3 quarter=1/4 fourth=1/4 fifth=1/5 sixth=1/6 seventh=1/7 "
+    "eighth=1/8 ninth=1/9 tenth=1/10 hundredth=1/100 thousandth=1/1000").split())}
+# No units, but words that change a number, or say that it is none; variables.
+NO_UNIT = re.compile(
+    r"\b(?:and|or|to|is|was|be|not|no|nor|never|cannot|unless|if|when|where|except|without|but"
+    r"|least|most|below|too|wrong|incorrect|false|invalid|impossible|plus|minus|divided|multiplied|raised|choose"
+    r"|mod|modulo|root|log|ln|exp|sin|cos|tan|\w+teen|(?:twen|thir|for|fif|six|seven|eigh|nine)ty"
+    rf"|(?:{'|'.join([*NUMBER_WORDS, *NUMBER_SCALES])})s?)\b|n't\b|\b(?:(?:times|than) \w\b|(?:over|by) \w)"
+    r"|^(?:squared|cubed|factorial)\b|^(?:[^/]* )?[a-fikopqruxyzα-ψ](?: |$)")
 # Unit -> dimension, factor; other words: spellings of these.
 UNITS: dict[str, tuple[str, Any]] = {unit: (dimension, Fraction(factor)) for dimension, units in {
     "m": "nm=1e-9 μm=1e-6 mm=1e-3 cm=1e-2 dm=1e-1 m=1 km=1000 in=0.0254 ft=0.3048 yd=0.9144 mi=1609.344",
-    "g": "μg=1e-6 mg=1e-3 g=1 kg=1000 ton=1e6 lb=453.59237 oz=28.349523125",
+    "g": "μg=1e-6 mg=1e-3 g=1 kg=1000 megag=1e6 ton=1e6 lb=453.59237 oz=28.349523125",
     "s": "ns=1e-9 μs=1e-6 ms=1e-3 s=1 min=60 h=3600 day=86400", "l": "ml=1e-3 cl=1e-2 dl=1e-1 l=1",
-    "n": "n=1 kn=1000", "j": "mj=1e-3 j=1 kj=1000 megaj=1e6",
-    "w": "mw=1e-3 w=1 kw=1000 megaw=1e6", "pa": "pa=1 kpa=1000 megapa=1e6",
-    "v": "mv=1e-3 v=1 kv=1000", "amp": "ma=1e-3 amp=1", "hz": "hz=1 khz=1000 mhz=1e6 ghz=1e9",
-    "ω": "ω=1 kω=1000", "ev": "ev=1 kev=1000", "%": "%=1", "°": "°=1", "°c": "°c=1", "°f": "°f=1",
-    "rad": "rad=1", "px": "px=1", "mb": "mb=1 gb=1000", "mph": "mph=1", "usd": "usd=1"}.items()
+    "amp": "ma=1e-3 amp=1 megaa=1e6", "hz": "millihz=1e-3 hz=1 khz=1000 mhz=1e6 megahz=1e6 ghz=1e9",
+    "mb": "mb=1 gb=1000", "mbit": "mbit=1 gbit=1000", "usd": "cent=0.01 usd=1",
+    **{unit: f"m{unit}=1e-3 {unit}=1 k{unit}=1000 mega{unit}=1e6" for unit in "n j w v pa ev ohm".split()},
+    **{unit: f"{unit}=1" for unit in "% ° °c °f rad px mph € £ ¥ ' \"".split()}}.items()
     for unit, factor in (pair.split("=") for pair in units.split())}
 SPELLINGS = {word: unit for unit, words in {
     "°": "degree deg 度", "%": "percent", "m": "meter metre 米", "cm": "centimeter centimetre 厘米 公分",
     "mm": "millimeter millimetre 毫米", "km": "kilometer kilometre 千米 公里", "g": "gram 克",
-    "mg": "milligram 毫克",
-    "kg": "kilogram 千克 公斤", "ton": "tonne t 吨", "s": "second sec 秒", "min": "minute 分钟",
-    "h": "hour hr 小时 时", "day": "天 日", "l": "liter litre 升",
-    "ml": "milliliter millilitre 毫升",
-    "in": "inche inch", "ft": "foot feet", "yd": "yard", "mi": "mile", "lb": "pound", "oz": "ounce",
-    "n": "newton 牛 牛顿", "j": "joule 焦 焦耳", "w": "watt 瓦 瓦特", "kw": "kilowatt 千瓦",
-    "v": "volt 伏 伏特",
-    "amp": "ampere 安 安培", "ω": "ohm 欧 欧姆", "pa": "pascal 帕 帕斯卡", "hz": "hertz 赫兹",
-    "°c": "celsiu 摄氏度", "rad": "radian", "¥": "元 人民币", "": "dollar unit"}.items()
+    "mg": "milligram 毫克", "kg": "kilogram 千克 公斤", "ton": "tonne t 吨", "s": "second sec 秒",
+    "min": "minute 分钟", "h": "hour hr 小时 时", "day": "天 日", "l": "liter litre 升",
+    "ml": "milliliter millilitre 毫升", "in": "inche inch", "ft": "foot feet", "yd": "yard", "mi": "mile",
+    "lb": "pound", "oz": "ounce", "n": "newton 牛 牛顿", "j": "joule 焦 焦耳", "w": "watt 瓦 瓦特",
+    "kw": "kilowatt 千瓦", "v": "volt 伏 伏特", "amp": "ampere 安 安培", "ohm": "ω 欧 欧姆",
+    "pa": "pascal 帕 帕斯卡", "hz": "hertz 赫兹", "°c": "celsiu 摄氏度", "usd": "dollar 美元",
+    "rad": "radian", "€": "euro eur 欧元", "£": "gbp 英镑", "¥": "元 人民币 yuan rmb", "": "unit"}.items()
     for word in words.split()}
 COUNTERS = "个只条张本块支枚件棵辆人名位颗次朵头匹"                    # Chinese measure words: no units
-ABOUT = re.compile(r"^(?:about|approximately|approx\.?|roughly|around|≈|=|约为?|大约)+ ?")
+ABOUT = re.compile(r"^(?:about|approx(?:imately|\.)?|roughly|around|[≈=]|约为?|大约)+ ?"
+                   r"| is (?:(?:correct|right|final) )?answer$")
 NUMERIC = re.compile(r"[-+]?[\dπ√(](?:[\dπ√.()+\-*/^{}]|(?<=\d)e(?=[-+]?\d)|(?<=\d) (?=\d+/\d))*")
 DECIMAL = re.compile(r"[-+]?(\d+)\.(\d+)(?:(?:e|\*10\^)\(?([-+]?\d{1,3})\)?)?")
 PLAIN_NUMBER = re.compile(r"[-+]?\(?[-+]?\d+\.?\d*(e[-+]?\d+)?\)?(/\(?[-+]?\d+\.?\d*\)?)?"
@@ -171,6 +189,7 @@ class Quantity:
     unit: str                    # "" if there is none
     step: Fraction | None        # one unit of the last digit, if it is written as a decimal
     digits: int                  # significant digits of such a decimal
+    glued: bool                  # 5n, 2mg: the unit may be variables
 
     def times(self, factor: Fraction) -> "Quantity":
         return replace(self, value=self.value * factor, step=self.step and self.step * factor)
@@ -223,7 +242,8 @@ def unit_of(words: list[str]) -> str:
     def part(word: str) -> str:
         singular = word.rstrip("s") or word
         return SPELLINGS.get(word, SPELLINGS.get(singular, singular))
-    text = " ".join("/".join(map(part, re.split(r"/|每", word))) for word in words).replace(" per ", "/")
+    text = " ".join("/".join(map(part, re.split(r"/|每", word))) for word in words)
+    text = re.sub("(?:^| )per ", "/", text).replace(" squared", "^2").replace(" cubed", "^3")
     text = re.sub(r"^° ?([cf])(?:elsiu|ahrenheit)?$", r"°\1", text)
     power = re.match(r"(?:(square|sq\.?|平方)|(?:cubic|立方))(?: |(?=[^ a-z])|$)", text)
     if power:
@@ -251,8 +271,8 @@ def quantity(text: str) -> Quantity | None:
     if len(text) > 80:
         return None
     text = ABOUT.sub("", text)
-    currency = re.match(r"-?([€£¥])", text)
-    text = re.sub(r"[€£¥]", "", text)
+    currency = re.search(r"[€£¥]", text)
+    text = re.sub(r"[€£¥] ?", "", text)
     text = re.sub(rf"^{NUMERAL}(?=$|[{COUNTERS}万亿]|{'|'.join(w for w in SPELLINGS if w >= '一')})",
                   lambda found: arabic(found[0]), text)
     found = NUMERIC.match(text) or re.match(r"[a-z]+", text)
@@ -261,15 +281,13 @@ def quantity(text: str) -> Quantity | None:
     rest = text[found.end():]
     counter = re.match(rf" ?([{COUNTERS}])", rest)
     rest = rest[counter.end():] if counter else rest
-    for scale in "万亿":
-        rest = rest.replace(scale, f" {scale} ", 1) if rest.startswith(scale) else rest
+    rest = re.sub("^[万亿]+", lambda found: f" {' '.join(found[0])} ", rest)
     words = rest.split()
     try:
-        if found[0] in NUMBER_WORDS:
-            value: Fraction | float = Fraction(NUMBER_WORDS.index(found[0]))
-        else:
-            value = value_of(found[0])
-        factor = NUMBER_SCALES[words.pop(0)] if words and words[0] in NUMBER_SCALES else 1
+        value = Fraction(NUMBER_WORDS.index(found[0])) if found[0] in NUMBER_WORDS else value_of(found[0])
+        factor = Fraction(1)
+        while words and words[0].rstrip("s") in NUMBER_SCALES:
+            factor *= NUMBER_SCALES[words.pop(0).rstrip("s")]
         float(value * factor)                                             # one that no float can hold is none
     except NO_NUMBER:
         return None
@@ -277,15 +295,16 @@ def quantity(text: str) -> Quantity | None:
     step = Fraction(10) ** (int(decimal[3] or 0) - len(decimal[2])) * factor if decimal else None
     digits = len((decimal[1] + decimal[2]).lstrip("0")) if decimal else 0
     unit = unit_of(words)
-    # 5x, 5 or 6, 3:2, 1990s are no quantities: a single letter, or what is written together, must be a known
-    # unit.
-    base = re.sub(r"\^[23]$", "", unit.split("/")[0])
-    known = base in {*UNITS, "¥", ""} and rest != "s" or rest.startswith(" ") and len(base) > 1 or counter
-    wrong = (not known or re.search(r"[\d,=;+<>≤≥]", base) or len(words) > 3
-             or {*NUMBER_WORDS, "and", "or", "to"} & set(words))
-    if unit and wrong:
+    # 5x, 3:2, 1990s are no quantities: a single letter, or what is written together, must be a known unit.
+    plain = re.sub(r"\^[23](?=/|$)", "", unit)
+    base = plain.split("/")[0]
+    known = base in {*UNITS, ""} and rest != "s" or rest.startswith(" ") and len(base) > 1 or counter
+    changed = re.search(r"[\d,=;+<>≤≥π√]", plain) or NO_UNIT.search(" ".join(words))
+    if unit and (not known or len(words) > 3 or changed):
         return None
-    return Quantity(value * factor, currency[1] if currency else unit, step, digits)
+    unit = currency[0] + unit * unit.startswith("/") if currency else unit
+    glued = re.match(r"(?!m/s)(?:m[agv]|[a-zα-ω])(?![a-zα-ω])", rest)
+    return Quantity(value * factor, unit, step, digits, bool(glued))
 
 
 def number(text: str) -> float | None:
@@ -295,8 +314,7 @@ def number(text: str) -> float | None:
     >>> [number(text) for text in ("about −1,234.5 cm", "50%", "\\\\frac{3}{4}", "2.5 × 10^{-3}", "5x")]
     [-1234.5, 50.0, 0.75, 0.0025, None]
     """
-    name, rest = named(normalise(text))
-    found = quantity(rest)
+    found = quantity(named(normalise(text))[1])
     return float(found.value) if found else None
 
 
@@ -309,22 +327,22 @@ def same_number(given: Quantity, gold: Quantity) -> bool:
     if given.step and (gold.step or whole) and gap <= (gold.step or 1) / 10**9:     # 0.30000000000000004
         return True
     if gold.step:                                                            # the reference was rounded
-        rest = a.denominator if isinstance(a, Fraction) else 0
-        for prime in (2, 5):
-            while rest and rest % prime == 0:
-                rest //= prime
-        finer = given.step < gold.step if given.step else rest != 1          # 1/3, √2
-        return gold.digits >= 3 and finer and gap <= gold.step / 2
+        endless = isinstance(a, float) or pow(10, a.denominator.bit_length(), a.denominator)       # √2, 1/3
+        finer = given.step < gold.step if given.step else endless
+        return gold.digits >= 3 and bool(finer) and gap <= gold.step / 2
     return bool(given.step) and not whole and given.digits >= 5 and gap < given.step
 
 
 def same_quantity(given: Quantity, gold: Quantity) -> bool:
-    """A unit may be left out; two that are given must be of one kind, and are converted."""
-    if "%" in (given.unit, gold.unit) and "" in (given.unit, gold.unit):
-        share, plain = Fraction(1, 100), Fraction(1)
-        return same_number(given, gold) or same_number(given.times(share if given.unit else plain),
-                                                       gold.times(share if gold.unit else plain))
-    if given.unit == gold.unit or not given.unit or not gold.unit:
+    """A unit may be left out, but not one that may be a variable: 5 is not 5n.  Two that are given must be of
+    one kind, and are converted.  0.25% is not 0.25."""
+    if not given.unit or not gold.unit:
+        shares = (one.times(Fraction(1, 100)) if one.unit else one for one in (given, gold))
+        if "%" in (given.unit, gold.unit) and same_number(*shares):
+            return True
+        counts = given.glued or gold.glued or given.unit == "%" and abs(gold.value) < 1
+        return not counts and same_number(given, gold)
+    if given.unit == gold.unit:
         return same_number(given, gold)
     one, other = dimension(given.unit), dimension(gold.unit)
     return bool(one and other and one[0] == other[0]
@@ -333,15 +351,16 @@ def same_quantity(given: Quantity, gold: Quantity) -> bool:
 
 # ------------------------------------------------------------------------------------------------ the same
 
-SYMBOL = re.compile(r"[∠△]?[^\W\d_]\w{0,3}'?(?:_\w+|\(\w\))?")             # x, x_1, ∠abc, f(x)
-NAME = re.compile(r"[∠△]?[^\W\d_][\w'∠△\\ ]{0,19}(?:\([\w, ]{1,9}\))?")
+SYMBOL = re.compile(r"[∠△]?[^\W\d_]\w{0,3}['\"]*(?:_\w+|\([\w, ]{1,9}\))?")     # x, x_1, ∠abc, f'(x)
+NAME = re.compile(r"[∠△]?[^\W\d_][\w'\"∠△\\ ]{0,19}(?:\([\w, ]{1,9}\))?")
+OR, AND = r",? ?\bor\b ?| ?或者? ?", r",? ?\band\b ?| ?(?:和|以及) ?"
 TURNED = {"<": ">", "≤": "≥", ">": "<", "≥": "≤"}
 
 
 def named(text: str) -> tuple[str, str]:
     """"x=5" -> ("x", "5"), "5" -> ("", "5"); of a chain x=2+3=5 the last; "5=x" is turned round."""
     sides = re.split("[=∈]", text)
-    if len(sides) < 2 or re.search("[<>≤≥≠]", text):
+    if len(sides) < 2 or re.search(r"[<>≤≥≠]|\b(?:not|if|unless|when|where|but)\b|n't\b", text):
         return "", text
     if quantity(sides[0]) and NAME.fullmatch(sides[-1]) and not quantity(sides[-1]):
         sides.reverse()
@@ -367,15 +386,15 @@ def parts_of(text: str) -> tuple[str, list[str], bool]:
     """-> (outer brackets or "", parts, whether their order counts)."""
     if text.count("±") == 1:
         return "", [text.replace("±", "+", 1).lstrip("+"), text.replace("±", "-", 1)], False
-    union = split(text, "∪")
-    if len(union) > 1:
-        return "", union, False
-    alternatives = split(text, r",? ?\b(?:or|and)\b ?| ?(?:或者?|和|以及) ?")
+    systems = split(text, rf"∪|{OR}")
+    if len(systems) > 1 and ("∪" in text or all(part.count("=") > 1 for part in systems)):
+        return "", systems, False
+    alternatives = split(text, f"{OR}|{AND}")
     if len(alternatives) > 1:
         return "", [part for one in alternatives for part in split(one, ", |;")], False
     listed = split(text, ", |;")
     if len(listed) > 1:
-        return "", listed, "=" not in listed[0]                           # x=2, y=3
+        return "", listed, "=" not in listed[0]                           # x=2, x=3
     if re.fullmatch(r"[(\[{].*[)\]}]", text):
         inside = split(text[1:-1], ", |;")
         if len(inside) > 1 or text[0] == "{":
@@ -386,6 +405,12 @@ def parts_of(text: str) -> tuple[str, list[str], bool]:
 def one_name(text: str) -> tuple[str, str]:
     """As named(), of a text with one relation: x=2, 3 -> ("x", "2, 3"), but x=2, y=3 stays whole."""
     return named(text) if len(re.findall("[=∈]", text)) == 1 else ("", text)
+
+
+def names_of(parts: list[str]) -> list[str]:
+    """Of x=2, y=3; none of x=2, x=3 or x_1=2, x_2=3, the values of one unknown."""
+    names = [one_name(part)[0] for part in parts]
+    return names if all(names) and len({name.split("_")[0] for name in names}) > 1 else []
 
 
 def same(given: str, gold: str, depth: int = 0, loose: bool = False) -> bool:
@@ -407,8 +432,14 @@ def same(given: str, gold: str, depth: int = 0, loose: bool = False) -> bool:
         # (1, 2) is not [1, 2]; both may be 1, 2.
         if len(ones) != len(others) or brackets and others_brackets and brackets != others_brackets:
             return False
+        names, other_names, both = names_of(ones), names_of(others), f"{OR}|{AND}"
+        words = not re.search(r"\d", given) and re.search(both, given) and re.search(both, gold)
+        if (words or names or other_names) and bool(re.search(OR, given)) != bool(re.search(OR, gold)):
+            return False                                                    # a or b is not a and b
+        if names and sorted(names) == sorted(other_names):
+            ones, others = sorted(ones, key=one_name), sorted(others, key=one_name)
         pairs_in_order = all(same(one, other, depth + 1) for one, other in zip(ones, others, strict=True))
-        if pairs_in_order or {brackets, others_brackets} - {"", "{}"} or (
+        if pairs_in_order or names or other_names or {brackets, others_brackets} - {"", "{}"} or (
                 ordered and others_ordered and not loose):
             return pairs_in_order
         left = list(others) if len(others) <= 20 else []

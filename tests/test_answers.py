@@ -150,6 +150,18 @@ ANGLES = {"A": "20°", "B": "30°", "C": "40°", "D": "4"}
     ("Red, and it is not the option that is left over.", COLOURS, "A"), ("red", {"A": "", "B": "red"}, "B"),
     ("", {"A": ""}, None), ("angle B", {"A": "angle B", "B": "angle A"}, "A"),
     ("I would say the answer is B. dark red.", COLOURS, "B"),
+    # what is denied is not chosen
+    ("not red", COLOURS, None), ("The answer is not red", COLOURS, None), ("It isn't red", COLOURS, None),
+    ("anything but red", COLOURS, None), ("neither red nor blue", COLOURS, None),
+    ("red is wrong", COLOURS, None),
+    ("The answer cannot be red.", COLOURS, None), ("red is not the answer", COLOURS, None),
+    ("It is not a red car", COLOURS, None), ("everything except blue", COLOURS, None),
+    ("The answer isn't A.", COLOURS, None), ("not (A)", COLOURS, None), ("anything but C", COLOURS, None),
+    ("A is not the answer.", COLOURS, None), ("It is not option A", COLOURS, None),
+    ("not blue but red", COLOURS, "A"), ("It is not blue, it is red.", COLOURS, "A"),
+    ("red, not blue", COLOURS, "A"),
+    ("red because it is not blue", COLOURS, "A"), ("A is not right and C is right", COLOURS, "C"),
+    ("It is nothing but red.", COLOURS, "A"), ("The answer is A, not C.", COLOURS, "A"),
 ])
 def test_letter_by_the_text_of_an_option(text, options, option):
     assert letter(text, options) == option
@@ -226,6 +238,12 @@ def test_kind_of(gold, kind):
     ("所以答案是5厘米。", "5 cm", None, True), ("答案：红色", "红色", None, True),
     ("答案：红色", "蓝色", None, False),
     ("\\boxed{x = 2 \\text{ or } x = 3}", "x=3, 2", None, True), ("\\boxed{2,3}", "x=2 or x=3", None, True),
+    ("The answer is 5 is not it", "5", None, False), ("The answer is 5 dozen.", "5", None, False),
+    ("\\boxed{5n}", "5", None, False), ("The answer is $5.", "€5", None, False),
+    ("It is 5\"", "5'", None, False),
+    ("The answer is $5.", "5", None, True), ("The answer is \"red.\"", "red", None, True),
+    ("The answer is A'.", "A", None, False), ("\\boxed{\\$5}", "5 dollars", None, True),
+    ("The answer is 5\".", "5 dollars", None, False), ("4 is the answer", "4", None, True),
     ("\\boxed{1000001}", "1000000", None, False), ("\\boxed{2\\frac{1}{2}}", "2.5", None, True),
 ])
 def test_matches(response, gold, choices, right):
@@ -310,7 +328,7 @@ FUNCTIONS = [letters, yes_no, normalise, harness.letter, harness.first_capital, 
     "a a b ", "and or ", "no no yes ", "answer", "answer is ", "answer to ", "answer: .\n", "Answer: ",
     "答案", '"answer": [', '{"answer":{', "<think", "<think>", "</think>", "<answer>", "</answer>",
     "<answer></answer>", "\\boxed{", "\\boxed{}", "\\boxed{\\text{", "\\text{", "\\frac{1}{", "\\sqrt",
-    "\\left("])
+    "\\left(", "$1,", "$1 ", "n't A ", "not_", "isn't *", "5 M", "5'", "'\"", "A is ", "x=1, ", "x=1 or "])
 def test_100_000_characters_of_anything_take_little_time(piece):
     text = (piece * 100_000)[:100_000]
     for function in FUNCTIONS:

@@ -122,6 +122,31 @@ EQUAL = [
     ("2公斤", "2000 g"), ("3个", "3"),
     ("十二", "12"), ("三分之二", "2/3"), ("百分之四十", "40%"), ("3万", "30000"), ("约5厘米", "5 cm"),
     ("红色", "红色。"),
+    # what is counted is no part of a number; words that are numbers
+    ("5 apples", "5"), ("5 large red apples", "5"), ("5 units", "5"), ("8 times", "8"),
+    ("12 times a year", "12"),
+    ("5 left over", "5"), ("5 students are left", "5"), ("5 more than Bob", "5"), ("5 is the answer", "5"),
+    ("5 is the correct answer", "5"), ("5 o'clock", "5"),
+    ("4.2 J/(g K)", "4.2"),
+    ("five dozen", "60"), ("5 tenths", "0.5"), ("two thirds", "2/3"), ("3 quarters", "0.75"),
+    ("5 hundred thousand", "500000"), ("5 per cent", "5%"), ("4 cm squared", "4 cm²"), ("3 lakh", "300,000"),
+    # a unit of one letter: apart from the number or upright, or on both sides
+    ("5 m", "5"), ("5cm", "5"), ("5kg", "5"), ("5m", "5 m"), ("5m", "500 cm"), ("5\\text{m}", "5"),
+    ("5\\mathrm{~m}", "5"), ("5m/s", "5"),
+    # named values
+    ("2, 3", "x=2, y=3"), ("2 and 3", "x=2, y=3"), ("x=2 and y=3", "y=3, x=2"), ("(2, 3)", "x=2, y=3"),
+    ("x=1, y=2 or x=3, y=4", "x=3, y=4 or x=1, y=2"), ("b=2, c=3, a=1", "a=1, b=2, c=3"),
+    # capitals of units, currencies
+    ("5 MΩ", "5 M\\Omega"), ("5 MΩ", "5000 kΩ"), ("2 MeV", "2000 keV"), ("5 MHz", "5 mhz"),
+    ("5 GB", "5000 MB"),
+    ("5", "$5"), ("$5", "5 dollars"), ("US$5", "5 USD"), ("\\$5", "$5.00"),
+    ("$5 million", "5,000,000 dollars"),
+    ("€5", "5 euros"), ("5€", "€5"), ("50 cents", "$0.50"), ("$5 per hour", "5 dollars/hour"),
+    ("$5$ cm", "5 cm"),
+    ("$\\$5$", "5 dollars"), ("$1,250", "1250"),
+    # quotes around the whole, primes
+    ('"red"', "red"), ("'A'", "a"), ('"red', "red"), ("f''(x)", "f″(x)"), ("f^{\\prime}", "f'"), ("5'", "5′"),
+    ("angle ABC = 30°", "∠ABC = 30°"), ("cat, dog", "cat and dog"), ("2 or 3", "2 and 3"),
 ]
 DIFFERENT = [
     ("94.2", "94"), ("5 cm", "5 m"), ("5 cm", "5 cm^2"), ("0.012", "0.01"), ("15", "5"), ("-5", "5"),
@@ -148,6 +173,31 @@ DIFFERENT = [
     ("y = 2x", "y = 3x"), ("3 apples", "3 oranges"), ("5 m/s", "5 km/h"), ("40%", "4"), ("5厘米", "5米"),
     ("100 °C", "100 °F"), ("5 cm", "50 cm"), ("5 W", "5 V"), ("三角形", "正方形"), ("12元", "€12"),
     ("5 MW", "5 mW"),
+    # words that change a number are no unit of it
+    ("5 is not the answer", "5"), ("5 is wrong", "5"), ("5 is too small", "5"), ("5 isn't it", "5"),
+    ("5 unless x", "5"), ("5 times n", "5"), ("5 plus n", "5"), ("5 minus n", "5"), ("5 over pi", "5"),
+    ("5 squared", "5"), ("5 factorial", "5"), ("5 less than x", "5"), ("5 at most", "5"), ("5 dozen", "5"),
+    ("5 tenths", "5"), ("5 hundredths", "5"), ("2 thirds", "2"), ("two dozen", "2"), ("3 quarters", "3"),
+    ("5 hundred thousand", "500"), ("5 twenty", "5"), ("5 nineteen", "5"), ("5 per 100", "5"),
+    ("5 sin x", "5"),
+    ("5 log n", "5"), ("5 y", "5"), ("not x = 5", "x = 5"), ("x = 5 unless y = 3", "3"),
+    # a letter that may be a variable
+    ("5n", "5"), ("2m", "2"), ("3t", "3"), ("2h", "2"), ("4s^2", "4"), ("6v", "6"), ("2j", "2"),
+    ("2h/3", "2"),
+    ("2mg", "2"), ("3ω", "3"),
+    # named values in another order, or as alternatives
+    ("3, 2", "x=2, y=3"), ("3 and 2", "x=2, y=3"), ("3, 1, 2", "a=1, b=2, c=3"), ("x=1, y=2, z=3", "3, 2, 1"),
+    ("x = 2 or y = 3", "x=2, y=3"), ("apples = 2, pears = 3", "apples = 3, pears = 2"),
+    ("x=1, y=2 or x=3, y=4", "x=1, y=4 or x=3, y=2"), ("cat or dog", "cat and dog"),
+    # capitals of units, currencies, primes
+    ("5 MeV", "5 meV"), ("5 MV", "5 mV"), ("5 MΩ", "5 mΩ"), ("5\\,\\mathrm{MN}", "5\\,\\mathrm{mN}"),
+    ("5 MHz", "5 mHz"), ("5 GB", "5 Gb"), ("5 Mg", "5 mg"), ("5 MA", "5 mA"), ("5 MJ", "5 mJ"),
+    ("5 M\\Omega", "5 m\\Omega"), ("MN = 5", "MA = 5"),
+    ("$5", "€5"), ("5 dollars", "5 euros"), ("5 dollars", "5 apples"), ("$5", "5 cents"), ("£5", "$5"),
+    ("5€", "£5"), ("\\$5", "5 cm"), ("$5 million", "$5"),
+    ("5\"", "5'"), ("30'", "30°"), ("6'", "6 in"), ("A'", "A"), ("f'", "f"), ("f''", "f'"),
+    ("f'(x)=x", "f(x)=x"),
+    ("angle ABC = 30", "angle ABD = 30"), ("f(10)=5", "f(11)=5"),
 ]
 
 
@@ -171,7 +221,9 @@ def test_different_answers(one, other):
     ("1.7321", "3", False), ("6.2852", "2π", False), ("3.14", "3.14159", False),
     # Nothing was rounded; floats have their dust.
     ("5.0", "5", True), ("5", "5.0", True), ("0.1", "0.10", True), ("0.30000000000000004", "0.3", True),
-    ("0.0000001", "1/3000000", False), ("5.2", "5", False), ("5.0001", "5", False), ("5", "4.9", False)])
+    ("0.0000001", "1/3000000", False), ("5.2", "5", False), ("5.0001", "5", False), ("5", "4.9", False),
+    # A reference without % is a share if it is below 1.
+    ("0.25%", "0.25", False), ("25%", "0.25", True), ("0.3", "0.3%", True), ("50%", "50", True)])
 def test_a_tolerance_is_that_of_the_digits_that_are_stated(given, gold, right):
     assert same_answer(given, gold) is right
 
