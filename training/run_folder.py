@@ -11,8 +11,9 @@
     content.json       digests of data, weights, prompts and verifier: --resume refuses others
     lock               held by the run that is at work in the folder
 
-A folder under checkpoints/ that exists is whole (written beside, then renamed).  A killed run loses at most
-the steps since the last one: rows after it are cut off when the run is resumed, and written again, the same.
+A folder under checkpoints/ that exists is whole (written beside, then renamed; a machine that loses power is
+another matter).  A killed run loses at most the steps since the last one: rows after it are cut off when the
+run is resumed, and written again, the same.
 With --output_dir and --resume from the start, one and the same command starts a run and goes on with it.
 """
 
@@ -27,7 +28,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
-import torch.distributed as dist
 from tqdm import tqdm
 
 from data import DataError
@@ -235,10 +235,6 @@ class RunFolder:
                 if self.step and not isinstance(error, CannotWrite):
                     self.save(policy)
                 raise
-
-    def barrier(self) -> None:
-        if self.world > 1:
-            dist.barrier()
 
     def elapsed(self) -> float:
         """Seconds of all sessions of this run."""
