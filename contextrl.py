@@ -37,7 +37,7 @@ import grpo
 from context_pairs.loss import auxiliary_loss
 from data import DataError, Query, next_items, retry_message
 from eval import evaluate_queries, summarise, table
-from policy import Auxiliary, all_sum
+from policy import Auxiliary, all_gather, all_sum
 from reward import Verdict, VerifierLike, is_independent
 from sampler import Engine, Rollout, Sample, on_leader, resample, sample
 from tools.files import write_whole
@@ -119,10 +119,10 @@ def sample_rollouts(p: Parts) -> tuple[list[Rollout], dict]:
     times: Counter = Counter()
     cursor = run.cursor
 
-    def draw(mine: list[tuple[Query, str]]) -> None:
+    def draw(mine: list[tuple[Query, str]]) -> list[Rollout]:
         drawn = [Rollout(query, p.processor.prompt(query), name) for query, name in mine]
         collect(drawn, run.step + 1, p)
-        rollouts.extend(drawn)
+        return drawn
 
     for _ in range(config.refill_rounds if config.method == "dapo" else 1):
         batch = next_items(p.queries, cursor, config.queries_per_step, config.seed)
@@ -132,7 +132,7 @@ def sample_rollouts(p: Parts) -> tuple[list[Rollout], dict]:
             times[query.id] += 1
             names.append(query.id if times[query.id] == 1 else f"{query.id}, time {times[query.id]}")
         mine = list(zip(batch, names, strict=True))[engine.replica::engine.replicas]
-        interruptible(draw, mine, shared_engine=config.tensor_parallel > 1)
+        rollouts += interruptible(draw, mine, shared_engine=config.tensor_parallel > 1)
         useful = sum(r.group.kind is grpo.GroupKind.ONLINE for r in rollouts)
         too_few = float(useful < config.queries_per_step // engine.replicas)
         if all_sum(torch.tensor(too_few)) == 0:                         # no rank needs more
@@ -151,7 +151,7 @@ def recorded_rollouts(p: Parts) -> tuple[list[Rollout], dict]:
     """As --rollouts_from has them: no engine, no judge."""
     by_id = {q.id: q for q in p.queries}
     rows = p.recorded[p.run.step + 1][p.run.rank::p.run.world]
-    rollouts = [rollout_of_row(row, by_id[row["query"]], p.processor) for row in rows]
+    rollouts = interruptible(lambda: [rollout_of_row(row, by_id[row["query"]], p.processor) for row in rows])
     for rollout in rollouts:
         rollout.group = roll_back(rollout, p.config)
     return rollouts, statistics(rollouts)
@@ -166,8 +166,9 @@ def reference_rollouts(p: Parts) -> tuple[list[Rollout], dict]:
                        group=grpo.Group(prompt, [member], grpo.GroupKind.ONLINE, query.id))
 
     batch = next_items(p.queries, p.run.cursor, p.config.queries_per_step, p.config.seed)
+    rollouts = interruptible(lambda: [reference(query) for query in batch[p.run.rank::p.run.world]])
     p.run.cursor += len(batch)
-    return [reference(query) for query in batch[p.run.rank::p.run.world]], {}
+    return rollouts, {}
 
 
 # --------------------------------------------------------------------------------------------------- one step
@@ -218,7 +219,7 @@ def evaluate(p: Parts) -> dict:
         return records if p.engine.leader else []
 
     def summary(temperature: float) -> dict:
-        shares = interruptible(mine, temperature, shared_engine=config.tensor_parallel > 1)
+        shares = all_gather(interruptible(mine, temperature, shared_engine=config.tensor_parallel > 1))
         return summarise([record for share in shares for record in share], counted_families(p.heldout))
 
     if not p.heldout:

@@ -366,4 +366,4 @@ def test_what_stops_one_rank_is_raised_on_all(raised, becomes, told):
         raise raised
     with pytest.raises(becomes, match=told):
         on_all_ranks(work)
-    assert on_all_ranks(divmod, 7, 2) == [(3, 1)]
+    assert on_all_ranks(divmod, 7, 2) == (3, 1)

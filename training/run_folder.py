@@ -31,7 +31,7 @@ from typing import IO
 from tqdm import tqdm
 
 from data import DataError
-from policy import Policy, in_batch_order
+from policy import Policy, all_gather, in_batch_order
 from reward import VerifierUnreliable
 from sampler import Rollout
 from tools.files import append_rows, lock_folder, read_json, read_rows, write_whole, writing
@@ -65,7 +65,7 @@ class RunFolder:
 
     def on_rank0(self, work: Callable, *arguments):
         """The result, or what was raised, on all ranks: their views of a network disk may differ."""
-        return on_all_ranks(lambda: work(*arguments) if self.rank == 0 else None)[0]
+        return all_gather(on_all_ranks(lambda: work(*arguments) if self.rank == 0 else None))[0]
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -120,7 +120,7 @@ class RunFolder:
     def open(self) -> None:
         """Makes the folder, once everything else is known to work."""
         self.on_rank0(self._make)
-        if not all(on_all_ranks(self.folder.is_dir)):
+        if not all(all_gather(self.folder.is_dir())):
             raise DataError(f"{self.folder} is not on a disk that all ranks see")
 
     def _make(self) -> None:
@@ -170,7 +170,7 @@ class RunFolder:
         def mine() -> list[dict]:
             with writing(self.folder / "images"):
                 return [rollout_row(r, self.step + 1, self.folder) for r in rollouts if r.samples_G]
-        rows = in_batch_order(on_all_ranks(mine))
+        rows = in_batch_order(all_gather(on_all_ranks(mine)))
         self.on_rank0(append_rows, self.folder / "rollouts.jsonl", rows)
 
     def log(self, more: dict) -> None:
@@ -214,7 +214,7 @@ class RunFolder:
     def goes_on(self) -> bool:
         if self.step >= self.last_step:
             return False
-        interruptible(lambda: None)                                      # a signal may have come since then
+        interruptible(lambda: None)                                 # a signal may have come during an update
         return True
 
     def evaluation_is_due(self) -> bool:
@@ -231,7 +231,7 @@ class RunFolder:
         with watch_signals():
             try:
                 yield
-            except (DataError, VerifierUnreliable, Stopped) as error:
+            except (VerifierUnreliable, Stopped) as error:                             # raised on all ranks
                 if self.step and not isinstance(error, CannotWrite):
                     self.save(policy)
                 raise

@@ -55,8 +55,8 @@ def watch_signals() -> Iterator[None]:
             signal.signal(number, before[number])
 
 
-def on_all_ranks(work: Callable, *arguments) -> list:
-    """work(*arguments) on every rank -> the results of all.  What stops it on one is raised on all, so that
+def on_all_ranks(work: Callable, *arguments):
+    """work(*arguments) on every rank -> this rank's result.  What stops it on one is raised on all, so that
     none waits for ever."""
     result, failure = None, None
     try:
@@ -66,21 +66,22 @@ def on_all_ranks(work: Callable, *arguments) -> list:
     except KeyboardInterrupt:
         number = signal.Signals(signals.number or signal.SIGINT)
         failure = Stopped(number.name, 128 + number)
-    outcomes = all_gather((result, failure))
-    for _, failure in outcomes:
-        if failure is not None:
-            raise failure
-    return [result for result, _ in outcomes]
+    failures = [error for error in all_gather(failure) if error is not None]
+    if failures:
+        raise failures[0]
+    return result
 
 
-def interruptible(work: Callable, *arguments, shared_engine: bool = False) -> list:
-    """on_all_ranks(), and a signal to any rank raises Stopped on all.  Not for work that changes weights or
-    files, which would be left half-done.  Ranks that share an engine wait for each other in the middle of it:
-    they finish the work, and stop then."""
+def interruptible(work: Callable, *arguments, shared_engine: bool = False):
+    """on_all_ranks() within a run: a signal to any rank, or data that can no longer be read, is Stopped on
+    all.  Not for work that changes weights or files, which would be left half-done.  Ranks that share an
+    engine wait for each other in the middle of it: they finish the work, and stop then."""
     def watched():
         signals.may_interrupt = not shared_engine
         try:
             result = work(*arguments)
+        except DataError as error:
+            raise Stopped(str(error)) from None
         finally:
             signals.may_interrupt = False
         if signals.number:                                # it came before, or nothing could be interrupted
