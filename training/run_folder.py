@@ -170,7 +170,7 @@ class RunFolder:
         def mine() -> list[dict]:
             with writing(self.folder / "images"):
                 return [rollout_row(r, self.step + 1, self.folder) for r in rollouts if r.samples_G]
-        rows = in_batch_order(all_gather(on_all_ranks(mine)))
+        rows = in_batch_order(all_gather(interruptible(mine)))
         self.on_rank0(append_rows, self.folder / "rollouts.jsonl", rows)
 
     def log(self, more: dict) -> None:
