@@ -1,7 +1,7 @@
 """ContextRL: context-augmented reinforcement learning for vision-language models (arXiv 2602.22623).
 
     torchrun contextrl.py                                        the built-in world, to the end, on a laptop
-    torchrun --nproc-per-node 8 contextrl.py settings/paper.json --data train.jsonl --verifier http://HOST/v1
+    torchrun --nproc-per-node 8 contextrl.py settings/contextrl.json --data train.jsonl --verifier http://HOST/v1
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 contextrl.py ...
     (any of them) --output_dir DIR --resume                      starts, or goes on from the last checkpoint
     python contextrl.py --help                                   every setting
@@ -317,6 +317,8 @@ def finish(p: Parts) -> None:
         if not config.rollout_only:
             columns |= {"end (T=1)": end["eval"], "end (greedy)": end["eval_greedy"]}
             summary |= {"end": end["eval"], "end_greedy": end["eval_greedy"]}
+        best = max(evaluated, key=lambda row: row["eval"]["process_accuracy"])               # the first such
+        summary["best"] = {"step": best["step"], "process_accuracy": best["eval"]["process_accuracy"]}
         print(table(columns))
     write_whole(run.folder / "summary.json", json.dumps(summary, indent=2))
     print(f"report: {write_report([run.folder])}")

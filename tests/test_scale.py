@@ -131,13 +131,6 @@ def test_who_cannot_judge_is_told_at_once(world, tmp_path, monkeypatch, capsys, 
     assert not (tmp_path / "run").exists()
 
 
-def test_flags_win_over_the_file():
-    config = contextrl.read_config([str(ROOT / "settings" / "paper.json"), "--steps", "3", "--engine", "hf",
-                                    "--output_dir", "x"])
-    assert (config.steps, config.engine) == (3, "hf")
-    assert (config.learning_rate, config.queries_per_step) == (1e-6, 128)
-
-
 # ------------------------------------------------------------------------------------------------------- vLLM
 
 def samples(run: Path) -> dict:

@@ -2,14 +2,15 @@
 one line.
 
     python contextrl.py --help                 lists them
-    python contextrl.py FILE.json --steps 9    reads a JSON file with the same names (settings/paper.json, or
-                                               a run's config.json); flags win over the file
+    python contextrl.py FILE.json --steps 9    reads a JSON file with the same names (of settings/, or a run's
+                                               config.json); of several files the later ones win, then flags
 """
 
 import json
 import math
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
@@ -28,7 +29,7 @@ MINIMUM = {"steps": 1, "stop_after": 0, "queries_per_step": 1, "group_size": 2, 
            "max_context": 2, "tensor_parallel": 1, "judge_concurrency": 1, "max_pixels": 4096, "seed": 0,
            "warmup_steps": 0, "min_lr_ratio": 0, "weight_decay": 0, "minibatches": 1, "micro_batch_tokens": 1,
            "kl_coef": 0, "context_weight": 0, "context_batch": 1, "refill_rounds": 1, "overlong_buffer": 1,
-           "eval_every": 0, "save_every": 1}
+           "eval_every": 0, "save_every": 1, "keep_checkpoints": 0}
 POSITIVE = ("temperature", "learning_rate", "max_grad_norm", "clip_high", "mismatch_cap", "engine_memory",
               "judge_timeout")
 
@@ -102,6 +103,7 @@ class Config:
 
     eval_every: int = setting(15, "steps between evaluations (T = 1); 0: only at the start and the end")
     save_every: int = setting(30, "steps between checkpoints; one is always written at the end")
+    keep_checkpoints: int = setting(2, "so many of the newest checkpoints stay; 0: all")
     resume: bool = setting(False, "go on from the last checkpoint in output_dir, or start there")
     rollout_only: bool = setting(False, "sample and verify, write rollouts.jsonl, train nothing")
     rollouts_from: str = setting("", "train from a recorded rollouts.jsonl, without engine or judge")
@@ -164,7 +166,7 @@ class Config:
 
 
 def read_config(arguments: list[str]) -> Config:
-    """Command line, or one JSON file with the same names (the config.json of a run, say)."""
+    """Command line; JSON files with the same names may stand before it."""
     from transformers import HfArgumentParser
 
     parser = HfArgumentParser(Config, description=__doc__.split("\n\n")[0], allow_abbrev=False)
@@ -172,17 +174,18 @@ def read_config(arguments: list[str]) -> Config:
     def refuse(message: str):
         raise DataError(message)
     parser.error = refuse                                   # one line instead of a page of usage
-    if arguments and arguments[0].endswith(".json"):
+    files = list(takewhile(lambda word: word.endswith(".json"), arguments))
+    given: dict = {}
+    for file in files:
         try:
-            settings = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
+            settings = json.loads(Path(file).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise DataError(f"cannot read settings from {arguments[0]}: {first_line(error)}") from None
+            raise DataError(f"cannot read settings from {file}: {first_line(error)}") from None
         if not isinstance(settings, dict):
-            raise DataError(f"cannot read settings from {arguments[0]}: not a JSON object")
-        given = {name: value for name, value in settings.items() if value is not None}
-        words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
-        arguments = words + arguments[1:]
+            raise DataError(f"cannot read settings from {file}: not a JSON object")
+        given |= {name: value for name, value in settings.items() if value is not None}
+    words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
     try:
-        return parser.parse_args_into_dataclasses(arguments)[0].resolve()
+        return parser.parse_args_into_dataclasses(words + arguments[len(files):])[0].resolve()
     except ValueError as error:
         raise DataError(first_line(error)) from None

@@ -47,7 +47,7 @@ class RunFolder:
 
     # Settings that may change when a run is resumed; any other change would be another experiment.
     MAY_CHANGE_ON_RESUME = {
-        "resume", "stop_after", "output_dir", "eval_every", "save_every", "device",
+        "resume", "stop_after", "output_dir", "eval_every", "save_every", "keep_checkpoints", "device",
         "micro_batch_tokens", "attention", "gradient_checkpointing", "offload_reference", "engine_memory",
         "tensor_parallel", "barrier", "judge_concurrency", "judge_timeout", "judge_max_failed"}
 
@@ -179,7 +179,7 @@ class RunFolder:
         self.row = {}
 
     def save(self, policy: Policy) -> None:
-        """All ranks write their share, into a folder that all see.  The last two checkpoints stay."""
+        """All ranks write their share, into a folder that all see."""
         target = self.folder / "checkpoints" / f"step-{self.step:06d}"
         if target.exists():
             return
@@ -203,7 +203,8 @@ class RunFolder:
             "seconds": self.elapsed(), "row": self.row}))
         with writing(f"checkpoint {target}"):
             os.rename(beside, target)
-        for old in sorted(target.parent.glob("step-*"))[:-2]:
+        kept = self.config.keep_checkpoints
+        for old in sorted(target.parent.glob("step-*"))[:-kept] if kept else []:
             shutil.rmtree(old, ignore_errors=True)              # a server on a network disk may be reading it
 
     @property
