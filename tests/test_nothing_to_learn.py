@@ -130,8 +130,7 @@ def test_weights_that_are_no_numbers_stop_the_run(world, tmp_path, model, ended,
     weights["model.language_model.layers.2.mlp.down_proj.weight"][0, 0] = value
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
     code, line = ended(arguments(world / "train.jsonl", tmp_path / "run", model=model, method=method))
-    assert code == 3 and ("not finite" in line or "gradient norm is" in line), line
-    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+    assert code == 3 and "not finite" in line and not (tmp_path / "run").exists()
 
 
 def test_an_update_that_throws_the_weights_away_stops_the_run(world, tmp_path, ended):

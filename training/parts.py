@@ -39,6 +39,7 @@ from sampler import HFEngine, VLLMEngine
 from tools.files import digest_of, weights_digest
 from training.checkpoint import load_checkpoint, loading, model_fingerprint
 from training.config import Config
+from training.model_check import check_model, refuse_other_layers
 from training.rollouts import read_rollouts
 from training.run_folder import RunFolder
 from training.stopping import on_all_ranks
@@ -267,6 +268,9 @@ def assemble(config: Config, run: RunFolder, device: str) -> Parts:
         pairs = drop_unaskable(askable(pairs, processor, query_of_pair), processor, config.max_context)
     run.remember(lambda: contents(config, queries, heldout, pairs, verifier, template))
     policy = load_policy(config, run, processor, device)
+    if not config.rollout_only:
+        gap = check_model(policy, queries[0])
+        run.print(f"model: a response beside others has the log-probs that it has alone, to {gap:.0e}")
     engine = None
     if samples:
         engine = policy_engine(config, processor, policy)
@@ -338,6 +342,7 @@ def load_policy(config: Config, run: RunFolder, processor: Processor, device: st
     """The start policy, or that of the checkpoint if the run is resumed."""
     path = model_path(config.model)
     with loading(f"model {path}"):
+        refuse_other_layers(path)
         policy = Policy(
             path, processor, config.learning_rate, config.steps, config.warmup_steps, config.min_lr_ratio,
             config.weight_decay, config.temperature, reference=config.kl_coef > 0, device=device,
