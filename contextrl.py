@@ -45,6 +45,7 @@ from tools.programs import Stopped, one_line_errors
 from training.config import Config, read_config
 from training.continuous import two_stages
 from training.parts import RULE, Parts, assemble, counted_families, data_note, takes_turns
+from training.plan import plan
 from training.report import write_report
 from training.rollouts import judge_metrics, rollout_of_row, statistics
 from training.run_folder import RunFolder
@@ -331,7 +332,11 @@ def main() -> None:
     logging.set_verbosity_error()               # what matters is raised
     try:
         with one_line_errors("; --resume goes on from the last checkpoint"):
-            train(read_config(sys.argv[1:]))
+            config = read_config(sys.argv[1:])
+            if not config.dry_run:
+                train(config)
+            elif int(os.environ.get("RANK", 0)) == 0:
+                print(plan(config))
     finally:
         gc.collect()             # gloo aborts a process whose group goes while a sharded model still holds it
         if dist.is_initialized() and "vllm" not in sys.modules:  # vLLM clears up at exit, the groups included

@@ -5,13 +5,16 @@ than what their names say.
 """
 
 import json
+import sys
 
 import pytest
-from conftest import ROOT
-from helpers import metrics, train
+import torch
+from conftest import MODEL, ROOT
+from helpers import metrics, train, write
 
 import contextrl
-from data import DataError
+from data import DataError, load_model
+from training.plan import plan
 
 FILES = {file.stem: file for file in (ROOT / "settings").glob("*.json")}
 
@@ -75,3 +78,38 @@ def test_so_many_checkpoints_stay_and_the_best_is_named(world, tmp_path, keep, k
     scores = {row["step"]: row["eval"]["process_accuracy"] for row in metrics(run)}
     best = json.loads((run / "summary.json").read_text())["best"]
     assert best["process_accuracy"] == max(scores.values()) == scores[best["step"]] and len(scores) == 5
+
+
+def planned(*words) -> dict[str, str]:
+    text = plan(contextrl.read_config([str(word) for word in words]))
+    return {line[:34].strip(): line[35:] for line in text.splitlines()}
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name != "prompts_128"])
+def test_a_plan_of_every_file(world, name, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    lines = planned(FILES[name], "--model", "toy", "--data", world / "train.jsonl")
+    assert lines["data"] == "40 queries" and lines["model"].endswith(" on 8 ranks; of each")
+    assert ("reference" in lines) == (name in ("contextrl", "grpo", "context_pairs") or "without" in name)
+    assert ("tokens sampled" in lines) == (name != "sft")
+    assert lines["checkpoints"].startswith({"sft": "5 of", "context_pairs": "9 of"}.get(name, "19 of"))
+
+
+def test_the_numbers_of_a_plan_by_hand(world, tmp_path, capsys, monkeypatch):
+    row = {"question": "how many ?", "solution": "red 3", "answer": "3"}
+    data = write(tmp_path / "data.jsonl", *({"id": f"q{i}", **row} for i in range(10)))
+    words = (f"--data {data} --output_dir {tmp_path / 'run'} --steps 25 --queries_per_step 4 --group_size 5 "
+             "--minibatches 2 --save_every 10 --max_new_tokens 7 --dry_run").split()
+    lines = planned(*words)
+    assert lines["steps"] == "25 of 4 queries: 10.00 epochs" and lines["optimiser steps"] == "50"
+    assert lines["responses"] == "500 and up to as many retries; 20 a step"
+    # "red", "3" and the end of the turn.
+    assert lines["tokens sampled"] == ("about 1,500, if a response is as long as a reference (3); "
+                                       "at most 3,500")
+    weights = sum(w.numel() for w in load_model(MODEL, torch.float32).parameters())
+    assert lines["checkpoints"].startswith(f"3 of {weights * 14 / 1e9:.3g} GB, 2 stay")
+    assert lines["weights, gradient, AdamW"] == f"{weights * 16 / 1e9:.3g} GB"
+    assert lines["reference"] == f"{weights * 2 / 1e9:.3g} GB"
+    monkeypatch.setattr(sys, "argv", ["contextrl.py", *words])
+    contextrl.main()
+    assert "25 of 4 queries" in capsys.readouterr().out and not (tmp_path / "run").exists()

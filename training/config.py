@@ -105,6 +105,7 @@ class Config:
     save_every: int = setting(30, "steps between checkpoints; one is always written at the end")
     keep_checkpoints: int = setting(2, "so many of the newest checkpoints stay; 0: all")
     resume: bool = setting(False, "go on from the last checkpoint in output_dir, or start there")
+    dry_run: bool = setting(False, "print schedule, samples, checkpoints and memory of the run, and stop")
     rollout_only: bool = setting(False, "sample and verify, write rollouts.jsonl, train nothing")
     rollouts_from: str = setting("", "train from a recorded rollouts.jsonl, without engine or judge")
     device: str = setting("auto", "auto, cpu or cuda")
