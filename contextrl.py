@@ -184,7 +184,7 @@ def update(p: Parts, rollouts: list[Rollout]) -> dict:
     if p.engine:
         p.engine.load_weights(p.policy.weights())
     if step == 1:
-        self_check(p.run, metrics)
+        self_check(p, metrics)
     return metrics
 
 
@@ -197,17 +197,24 @@ def auxiliary(p: Parts) -> Auxiliary | None:
     return auxiliary_loss(batch[p.run.rank::p.run.world], p.config.context_weight, p.processor)
 
 
-def self_check(run: RunFolder, metrics: dict) -> None:
-    """First-step numbers with what they should be; a stranger sees at once if something is wired wrongly."""
+def self_check(p: Parts, metrics: dict) -> None:
+    """First-step numbers with what they should be: a stranger sees at once if something is wired wrongly, and
+    then the run stops."""
     if metrics["ratio_before_update"] is None:
-        return run.print("self-check of the first step: no group has variance, there is nothing to check")
-    lines = [("mean ratio before the update", metrics["ratio_before_update"], "1: the policy has not moved"),
-             ("KL to the start policy, before", metrics["kl_before_update"], "0: nothing has moved yet"),
-             ("largest |engine - trainer| log-prob", metrics["engine_gap_max"], "below 1e-3 in fp32"),
-             ("entropy per token (nats)", metrics["entropy"], "above 0, well below ln V"),
-             ("gradient norm", metrics["grad_norm"], "finite and above 0")]
-    run.print("self-check of the first step\n"
-              + "\n".join(f"  {n:38s} {v:10.6f}   expected {e}" for n, v, e in lines))
+        return p.run.print("self-check of the first step: no group has variance, there is nothing to check")
+    ratio, kl = metrics["ratio_before_update"], metrics["kl_before_update"]
+    gap, entropy, norm = metrics["engine_gap_mean"], metrics["entropy"], metrics["grad_norm"]
+    most = 1e-3 if p.policy.compute_dtype is torch.float32 else 0.1                                 # rounding
+    lines = [("mean ratio before the update", ratio, abs(ratio - 1) < most, "1: the policy has not moved"),
+             ("KL to the start policy, before", kl, abs(kl) < most, "0: nothing has moved yet"),
+             ("mean |engine - trainer| log-prob", gap, gap < most or bool(p.recorded), f"below {most}"),
+             ("entropy per token (nats)", entropy, entropy >= 0, "not below 0"),
+             ("gradient norm", norm, norm > 0, "above 0")]
+    p.run.print("self-check of the first step\n"
+                + "\n".join(f"  {n:38s} {v:10.6f}   expected {e}" for n, v, _, e in lines))
+    wrong = [f"{name} is {value:.3g}, expected {e}" for name, value, holds, e in lines if not holds]
+    if wrong and p.config.self_check:
+        raise Stopped(f"self-check of the first step: {wrong[0]} (--no_self_check goes on all the same)")
 
 
 def evaluate(p: Parts) -> dict:

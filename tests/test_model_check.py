@@ -16,6 +16,7 @@ import policy as policy_module
 import toy
 from data import DataError, Processor
 from policy import Policy
+from tools.programs import Stopped
 from training.model_check import check_model
 
 ROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [6, 5, 5]}
@@ -102,3 +103,16 @@ def test_rows_that_see_each_other_are_noticed(monkeypatch):
 def test_the_line_of_a_run(world, tmp_path, capsys):
     train(world / "train.jsonl", tmp_path / "run", steps=1)
     assert "a response beside others has the log-probs that it has alone, to" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name, value, told", [
+    ("ratio_before_update", 1.2, "mean ratio before the update is 1.2, expected 1"),
+    ("kl_before_update", 0.02, "KL to the start policy, before is 0.02, expected 0"),
+    ("engine_gap_mean", 0.3, r"mean \|engine - trainer\| log-prob is 0.3, expected below 0.001"),
+    ("grad_norm", 0.0, "gradient norm is 0, expected above 0")])
+def test_a_first_step_that_is_not_what_it_has_to_be(world, tmp_path, monkeypatch, name, value, told):
+    real = Policy.update
+    monkeypatch.setattr(Policy, "update", lambda *given: real(*given) | {name: value})
+    with pytest.raises(Stopped, match=rf"self-check of the first step: {told}.*--no_self_check"):
+        train(world / "train.jsonl", tmp_path / "run", steps=1)
+    train(world / "train.jsonl", tmp_path / "other", "--no_self_check", steps=1)

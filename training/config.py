@@ -108,6 +108,7 @@ class Config:
     dry_run: bool = setting(False, "print schedule, samples, checkpoints and memory of the run, and stop")
     rollout_only: bool = setting(False, "sample and verify, write rollouts.jsonl, train nothing")
     rollouts_from: str = setting("", "train from a recorded rollouts.jsonl, without engine or judge")
+    self_check: bool = setting(True, "stop if a number of the first step is not what it has to be")
     device: str = setting("auto", "auto, cpu or cuda")
 
     def resolve(self) -> "Config":

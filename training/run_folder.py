@@ -49,7 +49,7 @@ class RunFolder:
     MAY_CHANGE_ON_RESUME = {
         "resume", "stop_after", "output_dir", "eval_every", "save_every", "keep_checkpoints", "device",
         "micro_batch_tokens", "attention", "gradient_checkpointing", "offload_reference", "engine_memory",
-        "tensor_parallel", "barrier", "judge_concurrency", "judge_timeout", "judge_max_failed"}
+        "tensor_parallel", "barrier", "self_check", "judge_concurrency", "judge_timeout", "judge_max_failed"}
 
     def __init__(self, config: Config, rank: int, world: int):
         self.config, self.rank, self.world = config, rank, world
