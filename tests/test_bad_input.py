@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 import contextrl
 import toy
 from data import DataError, save_queries
-from tools.programs import Stopped, one_line_errors
+from tools.programs import CannotWrite, Stopped, one_line_errors
 from training.checkpoint import loading
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -404,6 +404,7 @@ def test_of_a_librarys_error_more_than_its_heading_is_told(message, told):
 @pytest.mark.parametrize("error, code, line", [
     (DataError("no such file"), 2, "error: no such file\n"), (OSError("disk full"), 2, "error: disk full\n"),
     (Stopped("the server is away"), 3, "stopped: the server is away; go on\n"),
+    (CannotWrite("cannot write x", 2), 2, "error: cannot write x\n"),
     (FloatingPointError("NaN"), 3, "stopped: NaN; go on\n"), (KeyboardInterrupt(), 130, "")])
 def test_how_a_program_ends(capsys, error, code, line):
     with pytest.raises(SystemExit) as end, one_line_errors("; go on"):

@@ -351,8 +351,9 @@ def test_what_cannot_be_written_is_named_and_leaves_nothing_behind(tmp_path):
     (tmp_path / "folder").mkdir()
     for write in (lambda: write_whole(tmp_path / "folder", "text"),
                   lambda: append_rows(tmp_path / "folder", [{}])):
-        with pytest.raises(CannotWrite, match=r"^cannot write .*/folder: Is a directory$"):
+        with pytest.raises(CannotWrite, match=r"^cannot write .*/folder: Is a directory$") as refused:
             write()
+        assert refused.value.code == 2
     assert [file.name for file in tmp_path.iterdir()] == ["folder"]
 
 

@@ -4,6 +4,7 @@
 of this project, where only the last line can be incomplete.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -19,14 +20,18 @@ from safetensors import SafetensorError
 from data import DataError
 from tools.programs import CannotWrite
 
+NO_PLACE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS}
+
 
 @contextmanager
 def writing(what: object) -> Iterator[None]:
-    """A full disk, or one that cannot be written, is CannotWrite: one line that names what was written."""
+    """A full disk, or one that cannot be written, is CannotWrite: one line that names what was written.  A
+    place where nothing can be written is bad input."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise CannotWrite(f"cannot write {what}: {getattr(error, 'strerror', None) or error}") from None
+        code = 2 if getattr(error, "errno", None) in NO_PLACE else 3
+        raise CannotWrite(f"cannot write {what}: {getattr(error, 'strerror', None) or error}", code) from None
 
 
 def write_whole(file: Path, content: str | bytes) -> None:

@@ -63,8 +63,9 @@ def one_line_errors(goes_on: str = "") -> Iterator[None]:
         print(f"error{f' on rank {rank}' if rank else ''}: {error}", file=sys.stderr)
         sys.exit(2)
     except (VerifierUnreliable, Stopped, FloatingPointError) as error:
+        code = getattr(error, "code", 3)
         if rank == 0:
-            print(f"stopped: {error}{goes_on}", file=sys.stderr)
-        leave(getattr(error, "code", 3))
+            print(f"error: {error}" if code == 2 else f"stopped: {error}{goes_on}", file=sys.stderr)
+        leave(code)
     except KeyboardInterrupt:
         leave(130)
